@@ -1,0 +1,48 @@
+"What all tests share: the `--slow` option, one thread per process, and the things that are not on every machine."
+import os, shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')    # two processes with one thread each beat one with two
+os.environ.setdefault('MPLBACKEND', 'Agg')
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'msedge',
+           '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome',
+           r'C:\Program Files\Google\Chrome\Application\chrome.exe']
+
+
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='also run slow tests and `#| slow` notebook cells')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: takes minutes; runs with --slow')
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--slow'): return
+    for item in items:
+        if item.get_closest_marker('slow'): item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
+
+
+@pytest.fixture(scope='session')
+def root():
+    "The root of the repository."
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def audio_dir():
+    "The folder of real recordings: `$DISTILL_AUDIO`, else `../shared/audio` beside the repository."
+    folder = Path(os.environ.get('DISTILL_AUDIO') or ROOT.parent/'shared'/'audio')
+    if not folder.is_dir(): pytest.skip(f'no recordings at {folder}: set DISTILL_AUDIO')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def chromium():
+    "The path of a Chromium or Chrome on this machine."
+    found = next(filter(None, map(shutil.which, CHROMES)), None)
+    return found or pytest.skip('no Chromium or Chrome on this machine')

@@ -1,0 +1,65 @@
+"Runs every notebook in nbs/ with nbdev's own runner, then the filters that make its page: a process and a test for each."
+import os, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(ROOT).parts))
+SECONDS = 300
+RUN = """import sys
+from pathlib import Path
+from execnb.nbio import read_nb
+from nbdev.config import get_config
+from nbdev.processors import FilterDefaults
+from nbdev.test import test_nb
+if __name__=='__main__':
+    cfg, nb = get_config(), Path(sys.argv[1])
+    ok, _ = test_nb(nb, skip_flags=cfg.tst_flags.split(), force_flags=sys.argv[2:], basepath=cfg.config_path)
+    if not ok: sys.exit(1)
+    FilterDefaults()(read_nb(nb))"""
+
+
+def name(nb): return nb.relative_to(ROOT/'nbs').with_suffix('').as_posix()
+
+
+def run(nb, flags=()):
+    "Runs the notebook `nb`; what it printed if it failed, else nothing."
+    try: r = subprocess.run([sys.executable, '-c', RUN, str(nb), *flags], cwd=ROOT, capture_output=True, text=True,
+                            encoding='utf-8', errors='replace', timeout=None if flags else SECONDS,
+                            env=dict(os.environ, PYTHONUTF8='1'))
+    except subprocess.TimeoutExpired: return f'not done after {SECONDS} seconds'
+    return r.returncode and (r.stdout + r.stderr or f'exit code {r.returncode}')
+
+
+@pytest.fixture(scope='module')
+def failures(request):
+    "Runs the notebooks that were asked for, as many at a time as there are cores: a future for each."
+    flags = ['slow'] if request.config.getoption('--slow') else []
+    wanted = [i.callspec.params['nb'] for i in request.session.items if getattr(i, 'originalname', '')=='test_notebook']
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    yield {nb: pool.submit(run, nb, flags) for nb in wanted}
+    pool.shutdown(cancel_futures=True)
+
+
+def test_there_are_notebooks(): assert NBS
+
+
+@pytest.mark.parametrize('nb', NBS, ids=name)
+def test_notebook(nb, failures):
+    failure = failures[nb].result()
+    assert not failure, f'{name(nb)}\n{failure}'
+
+
+def test_a_failing_notebook_fails(tmp_path):
+    "The runner above tells a good notebook from a bad one, and does not run cells that are flagged slow."
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+    def fails(*cells, flags=()):
+        nbformat.write(new_notebook(cells=[new_code_cell(c) for c in cells]), tmp_path/'a.ipynb')
+        return run(tmp_path/'a.ipynb', flags)
+    assert not fails('assert 1')
+    assert 'AssertionError' in fails('assert 1', 'assert not 1')
+    assert not fails('#| slow\nassert not 1')
+    assert fails('#| slow\nassert not 1', flags=['slow'])
