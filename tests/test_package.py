@@ -23,13 +23,13 @@ def run(*args, **kw):
 
 @pytest.fixture(scope='module')
 def dist(tmp_path_factory):
-    "The folder of a source archive, built without the network from a copy, and a wheel that was built from the archive."
+    "The folder of a source archive and a wheel, both built from a copy of the tree, without the network."
     copy = tmp_path_factory.mktemp('package')
     skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'venv')
     for name in SOURCES:
         if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, copy/name, ignore=skip)
         else: shutil.copy(ROOT/name, copy)
-    run('-m', 'build', '--no-isolation', '--outdir', copy/'dist', copy, cwd=copy)
+    run('-m', 'build', '--sdist', '--wheel', '--no-isolation', '--outdir', copy/'dist', copy, cwd=copy)
     return copy/'dist'
 
 
@@ -77,6 +77,12 @@ def test_sdist_has_what_setup_and_readme_need(sdist):
     pictures = set(re.findall(r'!\[[^\]]*\]\((nbs/[^)]+)\)|src="(nbs/[^"]+)"', readme))
     assert {a or b for a, b in pictures} <= names
     assert not [n for n in names if n.startswith(('tests/', '.', 'build/'))]
+
+
+def test_sdist_makes_the_same_wheel(dist, wheel, tmp_path):
+    run('-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-index', '--no-build-isolation', '--wheel-dir', tmp_path,
+        next(dist.glob('*.tar.gz')))
+    with zipfile.ZipFile(next(tmp_path.glob('*.whl'))) as again: assert set(again.namelist())==set(wheel.namelist())
 
 
 def test_installed_wheel_imports(dist, tmp_path):
