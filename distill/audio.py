@@ -323,14 +323,14 @@ def report_file(
     return FileReport(path, name, not reason, reason, notes, seconds, raw.sample_rate, channels, db, _digest(path),
                       wav if keep and not reason else None)
 
-# %% ../nbs/00_audio.ipynb #b31cf0b7
+# %% ../nbs/00_audio.ipynb #80f4f084
 _MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg', b'FORM': '.aiff', b'ID3': '.mp3'}
 
 def _aside_because(
     path:Path, # a file that `find_audio_files` leaves out
 ) -> str: # why it is worth a word, '' when it is not
     if _is_audio_name(path):
-        return 'side file of macOS, without sound' if path.name.startswith('._') else 'hidden: its name begins with a dot'
+        return 'side file of macOS, no sound' if path.name.startswith('._') else 'hidden: its name begins with a dot'
     if path.name.startswith('.') or not path.is_file(): return ''
     try:
         with open(path, 'rb') as f: start = f.read(12)
@@ -490,14 +490,14 @@ def _as_written(
     steps = np.clip(np.round(samples.astype(np.float64)*2**(bits-1)), -2**(bits-1), 2**(bits-1) - 1)
     return steps.astype(np.int16) if bits == 16 else steps.astype(np.int32) << 8
 
-# %% ../nbs/00_audio.ipynb #06e36277
+# %% ../nbs/00_audio.ipynb #33d81549
 def _check_format(
     suffix:str,      # '.wav', '.flac', '.ogg', '.mp3'
     sample_rate:int, # samples per second
     channels:int,    # 1 or more
     bit_depth:int,   # 16, 24, 32
 ) -> str: # the subtype as libsndfile calls it
-    if suffix not in FORMATS: raise AudioError(f'cannot write {suffix or "without an ending"}: use {", ".join(FORMATS)}')
+    if suffix not in FORMATS: raise AudioError(f'cannot write {suffix or "no ending"}: use {", ".join(FORMATS)}')
     if bit_depth not in (16, 24, 32): raise AudioError(f'bit depth {bit_depth}: use 16, 24 or 32')
     if suffix == '.flac' and bit_depth == 32: raise AudioError('flac holds 16 or 24 bits: use these, or wav for 32')
     if suffix == '.mp3' and sample_rate not in MP3_RATES:
