@@ -1,6 +1,6 @@
 "The model file: what goes in comes out, what is not a model is refused with its name, and nothing is ever half written."
 import errno, json, os, pickle, struct, subprocess, sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from distill import audio
-from distill.model import ModelFileError, load_model, model_fingerprint, read_model_info, save_model
+from distill.model import (ModelFileError, config_from_dict, load_model, model_fingerprint, read_model_info,
+                           save_model)
 from distill.prior import CodePrior, PriorConfig
 from distill.spectrogram import SpectrogramConfig
 from distill.vqvae import ConvVQVAE, VQVAEConfig
@@ -228,6 +229,21 @@ def test_an_impossible_config_and_weights_that_do_not_fit(path, networks):
     rewrite(path, vqvae_config=json.dumps(config | {'codebook_size': 32}))
     with pytest.raises(ModelFileError, match='do not fit') as e: load_model(path, 'cpu')
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('change', ['missing', 'extra'])
+def test_weights_must_be_exactly_those_of_the_networks(path, change):
+    tensors = safetensors.torch.load(path.read_bytes())
+    if change == 'missing': tensors.pop(next(iter(tensors)))
+    else: tensors['vqvae.wings'] = torch.zeros(2)
+    rewrite(path, tensors=tensors, metadata='{}')  # without a checksum, which would notice first
+    with pytest.raises(ModelFileError, match='do not fit'): load_model(path, 'cpu')
+
+
+def test_a_config_comes_back_as_it_was():
+    @dataclass(frozen=True)
+    class Config: sizes: tuple = ((1, 2), 3)
+    assert config_from_dict(Config, json.loads(json.dumps(asdict(Config())))) == Config()
 
 
 # --- writing
