@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['DatasetConfig', 'Split', 'split_files', 'MelCollection', 'load_collection', 'cut_window', 'WindowBatch', 'MelWindows']
 
-# %% ../nbs/03_dataset.ipynb #439fc63f
+# %% ../nbs/03_dataset.ipynb #074da7fd
 import math
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch.nn import functional as F
@@ -91,7 +90,7 @@ def _named_split(names, valid_names):
                          "folder: has it changed? Use the folder that the model was made from")
     return Split([i for i, n in enumerate(names) if n not in held], [i for i, n in enumerate(names) if n in held])
 
-# %% ../nbs/03_dataset.ipynb #b8fa60ff
+# %% ../nbs/03_dataset.ipynb #f635d450
 def load_collection(
     folder,                              # a folder of sounds, searched with its sub-folders
     cfg: DatasetConfig = DatasetConfig(),
@@ -102,8 +101,8 @@ def load_collection(
     "Decode a folder into spectrograms; raises `AudioError` when fewer than two files are usable"
     spectrogram = spectrogram or AudioSpectrogram()
     files = scan_folder(folder, progress_callback=progress_callback)
+    files.require(1)
     names = [f.name for f in files.used]
-    if not names: raise AudioError(f"no usable sound in {folder}\n{files}")
     split = (_named_split(names, valid_names) if valid_names is not None
              else split_files(len(names), cfg.valid_fraction, cfg.split_seed))
     rng, mels, copies = random.Random(cfg.split_seed), [], []

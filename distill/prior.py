@@ -8,15 +8,16 @@ __all__ = ['flatten_codes', 'unflatten_codes', 'PriorConfig', 'get_adaptive_prio
            'CodeBits', 'unigram_bits', 'prior_bits', 'measure_bits', 'NextCode', 'shuffled_batches',
            'prior_training_config', 'prior_config_for', 'train_prior']
 
-# %% ../nbs/06_prior.ipynb #e28d4602
+# %% ../nbs/06_prior.ipynb #bdd9f7de
 import math
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
 from .dataset import MelCollection, MelWindows
-from .training import Budget, Objective, TrainingConfig, excerpt, pick_device, train
+from .training import Budget, Objective, TrainingConfig, excerpt, part_of_progress, pick_device, train
 from .vqvae import STRIDE, ConvVQVAE
 
 # %% ../nbs/06_prior.ipynb #2aa530f4
@@ -311,27 +312,29 @@ def prior_config_for(model: ConvVQVAE, collection: MelCollection, **overrides) -
         "codebook_size": model.cfg.codebook_size, 'n_quantizers': model.cfg.n_quantizers, 'n_bands': bands,
         "max_columns": columns, **overrides})
 
-# %% ../nbs/06_prior.ipynb #7ee903fd
+# %% ../nbs/06_prior.ipynb #c491c8cd
 def train_prior(
     model: ConvVQVAE,                      # stage 1, trained
     collection: MelCollection,
     prior_cfg: PriorConfig = None,         # by default chosen by the number of files
     cfg: TrainingConfig = prior_training_config(),
-    budget: Budget = None,                 # by default two minutes, encoding aside
+    budget: Budget = None,                 # by default two minutes; the encoding is part of it
     device=None,
     progress_callback=None,                # called with (fraction, text)
     should_stop=lambda: False,
     n_windows: int = 3000,                 # to learn from
 ):  # the prior, in eval mode on the device; a `TrainingResult`; its `CodeBits`
     "Stage 2: learn how the codes of a collection follow each other"
-    device = pick_device(device)
+    started, device = time.perf_counter(), pick_device(device)
     prior_cfg = prior_cfg or prior_config_for(model, collection)
     model.to(device).eval()
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
-        train_set = extract_code_sequences(model, MelWindows(collection, 32, cfg.seed + 1), n_windows, progress_callback)
+        train_set = extract_code_sequences(model, MelWindows(collection, 32, cfg.seed + 1), n_windows,
+                                           part_of_progress(progress_callback, 0, 0.15))
         held_out = held_out_sequences(model, excerpt(collection.valid), collection.cfg.window_frames)
         prior = CodePrior(prior_cfg).to(device)
         result = train(NextCode(prior, held_out), shuffled_batches(train_set, cfg.batch_size, cfg.seed), cfg,
-                       budget or Budget(minutes=2), device, progress_callback, should_stop)
+                       (budget or Budget(minutes=2)).after(time.perf_counter() - started), device,
+                       part_of_progress(progress_callback, 0.15, 1), should_stop)
     return prior, result, measure_bits(prior, train_set, held_out)

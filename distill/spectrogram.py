@@ -6,10 +6,9 @@
 __all__ = ['SpectrogramConfig', 'mel_to_magnitudes', 'peak_phase', 'griffin_lim', 'AudioSpectrogram', 'show_mel', 'log_mel_l1',
            'multi_resolution_stft']
 
-# %% ../nbs/02_spectrogram.ipynb #9cbd633c
+# %% ../nbs/02_spectrogram.ipynb #1831cff4
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 import torch
 from torch import nn
 from torchaudio.transforms import MelSpectrogram

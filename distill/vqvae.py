@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['STRIDE', 'latent_shape', 'VQVAEConfig', 'get_adaptive_vqvae_config', 'VQEncoder', 'VQDecoder', 'LevelHealth',
-           'level_health', 'health_warnings', 'Quantized', 'QuantizerWrapper', 'VQOutput', 'ConvVQVAE', 'vqvae_loss',
-           'reconstruct_mel', 'reconstruction_l1', 'plain_vqvae_config']
+           'count_codes', 'level_health', 'health_warnings', 'Quantized', 'QuantizerWrapper', 'VQOutput', 'ConvVQVAE',
+           'vqvae_loss', 'reconstruct_mel', 'reconstruction_l1', 'plain_vqvae_config']
 
-# %% ../nbs/04_vqvae.ipynb #132d7205
+# %% ../nbs/04_vqvae.ipynb #bfc86916
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 import torch
 from torch import nn
@@ -104,7 +104,12 @@ class LevelHealth(NamedTuple):
     commitment: float   # mean squared distance of a vector to its code
     movement: float     # how far the codebook moved in the last step, relative to its size
 
-# %% ../nbs/04_vqvae.ipynb #6eed53bb
+# %% ../nbs/04_vqvae.ipynb #10ca00c7
+def count_codes(indices, codebook_size: int):  # codes (b, p, q) -> how often each occurs (q, k)
+    "A histogram of codes per level"
+    return torch.stack([level.bincount(minlength=codebook_size) for level in indices.flatten(0, 1).mT.cpu()])
+
+# %% ../nbs/04_vqvae.ipynb #03349875
 def level_health(
     counts,            # how often each code was used (q, k)
     commitment=None,   # per level (q,)
@@ -119,7 +124,7 @@ def level_health(
                zeros if commitment is None else commitment, zeros if movement is None else movement)
     return [LevelHealth(*map(float, row)) for row in zip(*columns)]
 
-# %% ../nbs/04_vqvae.ipynb #240683e7
+# %% ../nbs/04_vqvae.ipynb #f2a9f992
 def health_warnings(
     health: list,        # one `LevelHealth` per level
     codebook_size: int,
@@ -137,14 +142,14 @@ def health_warnings(
         if h.movement > 0.2: say(f'the codebook still jumps by {h.movement:.0%} a step: sounds may change between checkpoints')
     return found
 
-# %% ../nbs/04_vqvae.ipynb #b2d48133
+# %% ../nbs/04_vqvae.ipynb #58e0a416
 class Quantized(NamedTuple):
     "What the quantizer makes of vectors"
     quantized: torch.Tensor    # sums of code vectors, in the shape that was given
     indices: torch.Tensor      # codes (b, p, q), whole numbers below K
     commit_loss: torch.Tensor  # mean squared distance to the code, per level (q,)
 
-# %% ../nbs/04_vqvae.ipynb #008f64eb
+# %% ../nbs/04_vqvae.ipynb #1ef211c1
 class QuantizerWrapper(nn.Module):
     "Residual vector quantization of vectors (b, p, d), with a report on its health"
     def __init__(self, cfg: VQVAEConfig):
@@ -174,11 +179,9 @@ class QuantizerWrapper(nn.Module):
         before = self.codebooks.clone() if self.training else None
         quantized, indices, loss = self.vq(z)
         if self.training:
-            for q, codes in enumerate(indices.detach().flatten(0, 1).mT.cpu()):
-                self.counts[q] += codes.bincount(minlength=self.cfg.codebook_size)
-            self.commitment = loss.detach().cpu()
+            self.counts += count_codes(indices, self.cfg.codebook_size)
             moved = (self.codebooks - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp(min=1e-8)
-            self.movement = moved.cpu()
+            self.commitment, self.movement = loss.detach().cpu(), moved.cpu()
         return Quantized(quantized, indices, loss)
 
     def health(self) -> list[LevelHealth]:
@@ -194,14 +197,14 @@ class QuantizerWrapper(nn.Module):
             raise ValueError(f'codes from {int(indices.min())} to {int(indices.max())}: this model has 0 to {top - 1}')
         return self.vq.get_output_from_indices(indices)
 
-# %% ../nbs/04_vqvae.ipynb #46fd1803
+# %% ../nbs/04_vqvae.ipynb #cb695fcd
 class VQOutput(NamedTuple):
     "One pass through the autoencoder"
     recon: torch.Tensor        # log-mel (b, 1, m, f)
     indices: torch.Tensor      # codes (b, h·w, q); None while the quantizer stands aside
     commit_loss: torch.Tensor  # per level (q,)
 
-# %% ../nbs/04_vqvae.ipynb #2bedd2dc
+# %% ../nbs/04_vqvae.ipynb #5cd4ab17
 class ConvVQVAE(nn.Module):
     "Log-mel spectrograms to codes and back, of any length in time"
     def __init__(self, cfg: VQVAEConfig):
@@ -219,9 +222,7 @@ class ConvVQVAE(nn.Module):
         self.mel_std.fill_(values.std().clamp(min=0.1))
         self.mel_floor.fill_(floor)
 
-    def latent_shape(self, mel_shape) -> tuple[int, int]:
-        "The grid (bands, columns) of a spectrogram (n_mels, frames)"
-        return latent_shape(mel_shape)
+    latent_shape = staticmethod(latent_shape)
 
     def encode(self, mel):  # log-mel (b, 1, m, f) -> vectors (b, d, h, w)
         "Vectors of the grid, before quantization"
@@ -252,7 +253,7 @@ class ConvVQVAE(nn.Module):
         out = self.quantize(z) if self.quantizer.active else Quantized(z, None, torch.zeros(levels, device=z.device))
         return VQOutput(self.decode(out.quantized, mel.shape[-2:]), out.indices, out.commit_loss)
 
-# %% ../nbs/04_vqvae.ipynb #c3f60ee5
+# %% ../nbs/04_vqvae.ipynb #edf483d4
 def vqvae_loss(
     model: ConvVQVAE,
     mel,               # log-mel (b, 1, m, f)
@@ -263,7 +264,7 @@ def vqvae_loss(
     loss = cfg.l1_weight * error.abs().mean() + cfg.mse_weight * error.square().mean()
     return loss + cfg.commitment_weight * out.commit_loss.sum(), out
 
-# %% ../nbs/04_vqvae.ipynb #dc3446e8
+# %% ../nbs/04_vqvae.ipynb #6195a7dc
 @torch.no_grad()
 def reconstruct_mel(
     model: ConvVQVAE,
@@ -283,7 +284,7 @@ def reconstruction_l1(
     model.train(was_training)
     return total / frames
 
-# %% ../nbs/04_vqvae.ipynb #dea100e6
+# %% ../nbs/04_vqvae.ipynb #66e34fbf
 def plain_vqvae_config(n_files: int, **overrides) -> VQVAEConfig:
     "The plain recipe, to measure against"
     plain = dict(code_dim=256, activation='relu', dropout=0.2, l1_weight=0.0, commitment_weight=1.0, decay=0.8,
