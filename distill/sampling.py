@@ -211,8 +211,8 @@ def row_noise(
     rows = [torch.rand(shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
     return torch.stack(rows).clamp_max(1 - 2**-52)  # so that dart < stick survives rounding
 
-# %% ../nbs/07_sampling.ipynb #dfc24f21
-TOLERANCE = 2e-5  # well above the rounding noise of float32 logits, well below anything one could hear
+# %% ../nbs/07_sampling.ipynb #a9c3c643
+TOLERANCE = 4e-5  # nats: how far rounding may move a logit; several times what float32 was seen to do
 
 def least_kept(
     warped, # logits, −inf where a code is ruled out (b, k)
@@ -225,16 +225,16 @@ def edge_mass(
     scaled, # logits before the filters (b, k)
     warped, # logits after them (b, k)
     cfg: SamplingConfig, # the settings
-    tolerance: float, # what counts as a hair, in nats and in probability
+    tolerance: float, # how far rounding may move a logit, in nats
 ): # probability that rounding could move in or out of the filtered set (b,)
     "How much probability hangs on a hair at the edge of the filters"
     kept = warped > -math.inf
     gap = scaled.masked_fill(~kept, math.inf).amin(-1) - scaled.masked_fill(kept, -math.inf).amax(-1)
-    close = (gap > 0) & (gap < tolerance)                       # two codes could swap places (exact ties cannot)
+    close = (gap > 0) & (gap < 2 * tolerance)                   # two codes could swap places (exact ties cannot)
     if 0 < cfg.top_p < 1:
         p = apply_top_k(scaled, cfg.top_k).softmax(-1)
         mass, last = (p * kept).sum(-1), p.masked_fill(~kept, 1).amin(-1)
-        close |= (mass < cfg.top_p + tolerance) | (mass - last > cfg.top_p - tolerance)
+        close |= (mass < cfg.top_p + tolerance / 2) | (mass - last > cfg.top_p - tolerance / 2)
     return torch.where(close, least_kept(warped), 0)
 
 def is_close_call(
@@ -245,12 +245,12 @@ def is_close_call(
 ): # True where rounding could have changed the draw, and where the logits are not numbers (b,)
     "Whether another order of the same additions could have given another code"
     tolerance = TOLERANCE if cfg.argmax else TOLERANCE / min(1, cfg.temperature)
-    margin = drawn.margin
-    close = ~(margin >= tolerance) & (margin != 0)  # NaN is close, an exact tie is not
+    margin, reach = drawn.margin, tolerance * (2 if cfg.argmax or cfg.gumbel else 1 / 2)
+    close = ~(margin >= reach) & (margin != 0)  # NaN is close, an exact tie is not
     if cfg.argmax or not (cfg.top_k or cfg.top_p): return close
     if cfg.gumbel: return close | (edge_mass(scaled, warped, cfg, tolerance) > 0)  # an edge code may win by any lead
-    if (margin < tolerance + least_kept(warped)).any():  # only then can the edge matter
-        close |= margin < tolerance + edge_mass(scaled, warped, cfg, tolerance)
+    if (margin < reach + least_kept(warped)).any():  # only then can the edge matter
+        close |= margin < reach + edge_mass(scaled, warped, cfg, tolerance)
     return close
 
 # %% ../nbs/07_sampling.ipynb #5a315f42
