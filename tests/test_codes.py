@@ -1,0 +1,271 @@
+"A sound as a grid of codes: what goes in comes out, what is no codes file is refused with a reason, a model reads only its own."
+import errno, os, subprocess, sys, zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from distill import audio
+from distill.codes import CodeGrid, CodesError, check_codes, decode, encode, load_codes, reconstruct, save_codes, show_codes
+from distill.model import LoadedVQModel, load_model
+from distill.pipeline import limit_peak
+from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
+from distill.vqvae import ConvVQVAE, VQVAEConfig
+
+
+def make_model(seed=0, sound=SpectrogramConfig(), **changes):
+    "An untrained model whose codebooks were filled by one batch of noise"
+    cfg = VQVAEConfig(**{**dict(codebook_size=16, n_quantizers=3, channels=(8, 8, 8, 8)), **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ConvVQVAE(cfg)
+        model(torch.randn(4, 1, sound.n_mels, 96))
+    return LoadedVQModel(model.eval(), None, AudioSpectrogram(sound), torch.device('cpu'), sound, cfg, None)
+
+
+@pytest.fixture(scope='module')
+def loaded(): return make_model()
+
+
+@pytest.fixture
+def grid(loaded): return encode(loaded, noise(30_000))
+
+
+def noise(n, seed=0): return 0.3*torch.randn(n, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
+
+
+def grids(max_code=4095):
+    "Any grid of codes"
+    shape = st.tuples(st.integers(1, 8), st.integers(1, 5), st.integers(1, 4))
+    codes = shape.flatmap(lambda s: st.lists(st.integers(0, max_code), min_size=s[0]*s[1]*s[2], max_size=s[0]*s[1]*s[2])
+                          .map(lambda x: torch.tensor(x).reshape(s)))
+    return st.builds(CodeGrid, codes, st.integers(1, 2**40), st.integers(1, 400_000), st.text('0123456789abcdef', max_size=16))
+
+
+# --- a value
+@given(grids())
+@settings(max_examples=40, deadline=None)
+def test_a_grid_is_a_value(grid):
+    same = replace(grid)
+    assert same == grid and hash(same) == hash(grid) and same is not grid
+    assert replace(grid, n_samples=grid.n_samples + 1) != grid
+    assert replace(grid, model_fingerprint='other') != grid
+    changed = grid.codes.clone()
+    changed[-1, -1, -1] += 1
+    assert replace(grid, codes=changed) != grid
+    assert grid != 'something else'
+
+
+def test_a_grid_shares_no_memory(grid):
+    given = grid.codes.clone()
+    made, before = replace(grid, codes=given), grid.codes.clone()
+    given += 1
+    assert torch.equal(made.codes, before)
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64, 'list', torch.int16])
+def test_any_whole_numbers_will_do(grid, kind):
+    codes = grid.codes.tolist() if kind == 'list' else grid.codes.to(kind) if isinstance(kind, torch.dtype) else \
+        grid.codes.numpy().astype(kind)
+    made = replace(grid, codes=codes)
+    assert made == grid and made.codes.dtype == torch.long
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(codes=torch.zeros(2, 2)), 'bands, columns, levels'), (dict(codes=torch.zeros(1, 2, 2, 2).long()), 'bands, columns'),
+    (dict(codes=torch.zeros(0, 2, 2).long()), 'none of them 0'), (dict(codes=torch.zeros(2, 2, 2)), 'whole numbers'),
+    (dict(codes=torch.zeros(2, 2, 2, dtype=torch.bool)), 'whole numbers'), (dict(codes=[[['a']]]), 'no codes'),
+    (dict(codes=None), 'no codes'), (dict(codes=torch.full((2, 2, 2), -1)), 'code -1'), (dict(n_samples=0), 'n_samples=0'),
+    (dict(n_samples=1.5), 'n_samples=1.5'), (dict(n_samples=True), 'n_samples=True'), (dict(sample_rate=-1), 'sample_rate=-1')])
+def test_what_is_no_grid_is_refused(grid, change, words):
+    with pytest.raises(CodesError, match=words): replace(grid, **change)
+
+
+def test_the_words_for_its_size(grid):
+    assert (grid.bands, grid.columns, grid.levels) == (8, 4, 3)
+    assert grid.seconds == 30_000/48_000
+    assert grid.model_fingerprint in repr(grid) and '4 columns' in repr(grid) and len(repr(grid)) < 120
+
+
+# --- sound to codes and back
+@pytest.mark.parametrize('n', [1, 2, 511, 512, 513, 8_191, 8_192, 8_193, 16_384, 48_000, 100_001])
+def test_the_length_is_exact(loaded, n):
+    grid = encode(loaded, noise(n))
+    assert grid.n_samples == n and grid.codes.shape == (8, -(-(1 + n//512)//16), 3)
+    assert reconstruct(loaded, noise(n)).shape == (n,)
+
+
+def test_reconstruct_is_encode_then_decode(loaded):
+    wav = noise(20_000)
+    assert torch.equal(reconstruct(loaded, wav), decode(loaded, encode(loaded, wav)))
+    assert torch.equal(encode(loaded, wav.double()).codes, encode(loaded, wav.numpy()).codes)
+
+
+def test_codes_are_those_of_the_network(loaded):
+    wav = noise(20_000)
+    out = loaded.model(loaded.spectrogram.waveform_to_mel(wav)[None, None])
+    assert torch.equal(encode(loaded, wav).codes.flatten(0, 1), out.indices[0])
+
+
+def test_decoded_sound_never_clips(loaded):
+    wav = reconstruct(loaded, torch.sign(noise(20_000)))
+    assert wav.abs().max() <= 0.951 and wav.isfinite().all()
+    assert torch.equal(limit_peak(wav), wav)
+
+
+def test_a_grid_of_whole_columns_decodes(loaded, grid):
+    "As edits make them: all of the columns' samples"
+    longest = grid.columns*16*512
+    assert len(decode(loaded, replace(grid, n_samples=longest))) == longest
+    with pytest.raises(CodesError, match='at most'): decode(loaded, replace(grid, n_samples=longest + 1))
+
+
+@pytest.mark.parametrize('wav, words', [
+    (torch.zeros(2, 100), r'\(2, 100\)'), (torch.zeros(0), r'\(0,\)'), (torch.zeros(100).short(), 'int16'),
+    (torch.tensor(0.5), r'\(\)'), (torch.tensor([0., float('nan')]), 'not numbers'), (torch.tensor([0., float('inf')]), 'not numbers')])
+def test_what_is_no_waveform_is_refused(loaded, wav, words):
+    for f in encode, reconstruct:
+        with pytest.raises(CodesError, match=words): f(loaded, wav)
+
+
+def test_another_models_codes_are_refused(loaded, grid, tmp_path):
+    other = make_model(seed=1)
+    with pytest.raises(CodesError, match=f'another model.*{loaded.fingerprint}.*{other.fingerprint}'): decode(other, grid)
+    again = load_model(loaded.save(tmp_path/'a.distill'), 'cpu')        # the same model from a file is the same model
+    assert torch.equal(decode(again, grid), decode(loaded, grid))
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda g: dict(codes=g.codes[..., :2]), '2 levels of codes: this model has 3'),
+    (lambda g: dict(codes=g.codes[:7]), '7 bands of codes: this model has 8'),
+    (lambda g: dict(codes=torch.full_like(g.codes, 16)), 'code 16 is out of range: this model has 0 to 15'),
+    (lambda g: dict(sample_rate=44_100), '44100 samples per second: this model makes 48000'),
+    (lambda g: dict(codes=g.codes[:, :3]), '3 columns hold at most 24576'),
+    (lambda g: dict(model_fingerprint=''), 'another model')])
+def test_codes_that_do_not_fit_the_model_are_refused(loaded, grid, change, words):
+    check_codes(loaded, grid)
+    with pytest.raises(CodesError, match=words): decode(loaded, replace(grid, **change(grid)))
+
+
+def test_other_spectrograms():
+    loaded = make_model(sound=SpectrogramConfig(sample_rate=22_050, n_fft=1024, hop_length=256, n_mels=64))
+    grid = encode(loaded, noise(9_000))
+    assert grid.codes.shape == (4, 3, 3) and grid.sample_rate == 22_050 and len(decode(loaded, grid)) == 9_000
+
+
+# --- files
+@given(grids())
+@settings(max_examples=30, deadline=None)
+def test_there_and_back(tmp_path_factory, grid):
+    path = tmp_path_factory.mktemp('codes')/'ä b.npz'
+    assert grid.save(path) == path
+    assert CodeGrid.load(path) == grid == load_codes(str(path))
+    assert save_codes(path.with_name('2.npz'), grid).read_bytes() == path.read_bytes()
+    assert sorted(p.name for p in path.parent.iterdir()) == ['2.npz', 'ä b.npz']
+
+
+def test_any_numpy_can_read_it(grid, tmp_path):
+    with np.load(grid.save(tmp_path/'a.npz'), allow_pickle=False) as arrays:
+        assert str(arrays['format']) == 'distill_codes' and int(arrays['version']) == 1
+        assert np.array_equal(arrays['codes'], grid.codes.numpy()) and arrays['codes'].dtype == np.uint8
+
+
+def rewritten(path, drop=(), **changes):
+    with np.load(path) as arrays: kept = {k: v for k, v in {**arrays, **changes}.items() if k not in drop}
+    np.savez(path, **kept)
+    return path
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(version=2), 'format version 2.*update'), (dict(version='x'), 'names no version'), (dict(drop=['version']), 'names no version'),
+    (dict(format='distill_model'), 'a zip of something else'), (dict(drop=['format']), 'a zip of something else'),
+    (dict(codes=np.zeros((8, 4, 3))), 'damaged.*whole numbers'), (dict(codes=np.zeros((8, 4), int)), 'damaged.*shape'),
+    (dict(codes=np.array('no')), 'damaged'), (dict(drop=['codes']), 'damaged'), (dict(n_samples=0), 'damaged.*n_samples'),
+    (dict(drop=['n_samples']), 'damaged'), (dict(n_samples=[1, 2]), 'damaged'), (dict(drop=['sample_rate']), 'damaged'),
+    (dict(drop=['model_fingerprint']), 'damaged'), (dict(n_samples=np.nan), 'damaged')])
+def test_files_with_something_wrong(grid, tmp_path, change, words):
+    path = rewritten(grid.save(tmp_path/'a.npz'), **change)
+    with pytest.raises(CodesError, match=words) as e: load_codes(path)
+    assert str(path) in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'', 'empty'), (b'RIFF' + bytes(99), 'not a codes file'), (b'{}', 'not a codes file'), (b'\x93NUMPY' + bytes(99), 'not a codes file'),
+    (b'PK\x03\x04', 'damaged'), (b'PK\x03\x04' + bytes(999), 'damaged'), (b'\x80\x04', 'not a codes file')])
+def test_files_of_something_else(tmp_path, content, words):
+    (tmp_path/'a.npz').write_bytes(content)
+    with pytest.raises(CodesError, match=words): load_codes(tmp_path/'a.npz')
+
+
+def test_places_without_a_file(loaded, tmp_path):
+    with pytest.raises(CodesError, match='there is no file'): load_codes(tmp_path/'a.npz')
+    with pytest.raises(CodesError, match='is a folder'): load_codes(tmp_path)
+    with pytest.raises(CodesError, match='is a model'): load_codes(loaded.save(tmp_path/'a.distill'))
+    with zipfile.ZipFile(tmp_path/'b.npz', 'w'): pass
+    with pytest.raises(CodesError, match='something else'): load_codes(tmp_path/'b.npz')
+
+
+def test_a_file_that_may_not_be_read(grid, tmp_path, monkeypatch):
+    path = grid.save(tmp_path/'a.npz')
+    def refuse(self): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    monkeypatch.setattr(type(path), 'read_bytes', refuse)
+    with pytest.raises(CodesError, match='cannot be read'): load_codes(path)
+
+
+class Evil:
+    def __reduce__(self): return os.mkdir, ('evil',)
+
+
+def test_nothing_in_a_file_is_run(grid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = rewritten(grid.save(tmp_path/'a.npz'), codes=np.array([Evil()], dtype=object))
+    with pytest.raises(CodesError, match='damaged'): load_codes(path)
+    assert not (tmp_path/'evil').exists()
+
+
+def test_any_damage_is_a_clear_error_or_none(grid, tmp_path):
+    "One changed byte, at every place; and every length of a file that breaks off"
+    data, path = grid.save(tmp_path/'a.npz').read_bytes(), tmp_path/'b.npz'
+    outcomes = dict(same=0, refused=0)
+    for at in range(0, len(data), 3):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1:])
+        try:
+            assert load_codes(path) == grid         # a byte that nothing depends on, such as a date
+            outcomes['same'] += 1
+        except CodesError: outcomes['refused'] += 1
+    assert outcomes['refused'] > outcomes['same'] > 0
+    for n in range(0, len(data), 7):
+        path.write_bytes(data[:n])
+        with pytest.raises(CodesError): load_codes(path)
+
+
+def test_saving_where_nothing_can_be_saved(grid, tmp_path, monkeypatch):
+    with pytest.raises(CodesError, match='there is no folder'): grid.save(tmp_path/'gone'/'a.npz')
+    with pytest.raises(CodesError, match='a folder of that name'): grid.save(tmp_path)
+    old = grid.save(tmp_path/'a.npz').read_bytes()
+    def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(audio.os, 'fsync', full)
+    with pytest.raises(CodesError, match='disk is full'): replace(grid, n_samples=9).save(tmp_path/'a.npz')
+    assert (tmp_path/'a.npz').read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ['a.npz']
+
+
+# --- around it
+def test_picture(grid):
+    import matplotlib.pyplot as plt
+    ax = plt.figure().gca()
+    assert grid.show(ax) is ax
+    picture = ax.images[0].get_array()
+    assert picture.shape == (3*9 - 1, 4)                                    # 3 blocks of 8 bands, a row between
+    assert picture.mask[[8, 17]].all() and not picture.mask[:8].any()
+    first = picture[:8][::-1].filled()
+    for code in grid.codes[..., 0].unique(): assert len(np.unique(first[grid.codes[..., 0] == code])) == 1
+    assert len(np.unique(first)) == len(grid.codes[..., 0].unique())
+    show_codes(grid)
+    plt.close('all')
+
+
+def test_importing_does_not_import_matplotlib():
+    code = 'import sys, distill.codes; print("matplotlib" in sys.modules, "IPython" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.split() == ['False', 'False']
