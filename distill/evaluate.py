@@ -102,7 +102,7 @@ def _bits(loaded, mels, collection, progress_callback):
     windows = MelWindows(collection, 32, seed + 1)
     return tuple(measure_bits(loaded.prior, extract_code_sequences(loaded.model, windows, 3000, progress_callback), test))
 
-# %% ../nbs/11_evaluate.ipynb #aa670d71
+# %% ../nbs/11_evaluate.ipynb #35ec5cea
 def _row(title, values, form): return f'{title:<16}' + ''.join(f'{"–" if v is None else form(v):>9}' for v in values)
 
 def describe_evaluation(report) -> str:
@@ -116,12 +116,13 @@ def describe_evaluation(report) -> str:
              _row('perplexity', [level.perplexity for level in r.levels], lambda v: f'{v:.1f}')]
     if r.bits_per_code is None: return '\n'.join([*lines, '', 'no prior yet, so no bits per code'])
     lines += [_row('bits per code', [level.bits for level in r.levels], form)]
-    if r.unigram_bits_per_code is None:
+    if r.gain is None:
         return '\n'.join([*lines, '', f'{r.bits_per_code:.3f} bits per code; the unigram needs the training files'])
     return '\n'.join([*lines, _row('unigram', [level.unigram for level in r.levels], form), '',
-                      f'{r.bits_per_code:.3f} bits per code, unigram {r.unigram_bits_per_code:.3f}: {r.gain:.0%} fewer'])
+                      f'{r.bits_per_code:.3f} bits per code, unigram {r.unigram_bits_per_code:.3f}: '
+                      f'{abs(r.gain):.0%} {"fewer" if r.gain >= 0 else "more"}'])
 
-# %% ../nbs/11_evaluate.ipynb #e8ba938f
+# %% ../nbs/11_evaluate.ipynb #43930d59
 @dataclass(frozen=True)
 class EvaluationReport:
     "A model's scores on sounds that it has not learned from"
@@ -140,7 +141,7 @@ class EvaluationReport:
     @property
     def gain(self) -> float | None:      # 0.2: a fifth fewer bits than the unigram
         "The share of the unigram's bits that the prior saves"
-        return None if self.unigram_bits_per_code is None else 1 - self.bits_per_code / self.unigram_bits_per_code
+        return 1 - self.bits_per_code / self.unigram_bits_per_code if self.unigram_bits_per_code else None
 
     def __str__(self): return describe_evaluation(self)
     def _repr_pretty_(self, p, cycle): p.text(str(self))
