@@ -1,0 +1,321 @@
+"Panels without a browser: widgets are objects whose values can be set and whose handlers can be called."
+import itertools, json, re, threading, time
+from dataclasses import replace
+
+import ipywidgets as widgets
+import pytest
+import torch
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+
+from distill import panels
+from distill.audio import FORMATS, load_audio, read_audio
+from distill.model import LoadedVQModel
+from distill.panels import (Job, SamplingControls, SaveRow, SeedRow, as_html, bits_for, checked_name, free_path,
+                            generate_panel, in_words, rates_for, save_take)
+from distill.pipeline import Clip, generate_clip
+from distill.prior import CodePrior, PriorConfig
+from distill.sampling import PRESETS, SamplingConfig, Stopped
+from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
+from distill.vqvae import ConvVQVAE, VQVAEConfig
+
+
+@pytest.fixture(scope='module')
+def loaded():
+    "A model that has learned nothing: it makes noise, quickly."
+    torch.manual_seed(0)
+    vqvae, prior = (VQVAEConfig(codebook_size=32, n_quantizers=2, channels=(8, 8, 16, 16)),
+                    PriorConfig(codebook_size=32, n_quantizers=2, d_model=16, n_heads=1, n_layers=1))
+    model = ConvVQVAE(vqvae).eval()
+    for name, x in model.named_buffers():
+        if name.endswith('embed'): x.normal_()
+    return LoadedVQModel(model, CodePrior(prior).eval(), AudioSpectrogram(), torch.device('cpu'), SpectrogramConfig(),
+                         vqvae, prior, metadata=dict(name='noise'))
+
+
+@pytest.fixture
+def panel(loaded, tmp_path):
+    panel = generate_panel(loaded, tmp_path)
+    panel.duration.value = 1
+    yield panel
+    panel.stop()
+    assert panel.wait(10)
+
+
+@pytest.fixture(scope='module')
+def clip(): return Clip(torch.rand(4800) - .5, settings=dict(seed=1))
+
+
+def take(panel):
+    panel.go.click()
+    assert panel.wait(60) and panel.error is None, panel.status.value
+    return panel.clip.wav
+
+
+def everything(widget):
+    yield widget
+    for child in getattr(widget, 'children', ()): yield from everything(child)
+
+
+# --- words
+@given(st.text())
+def test_nothing_typed_becomes_html(text):
+    inside = as_html(text)[len('<div>'):-len('</div>')].replace('<br>', '')
+    assert not re.search('[<>"\']', inside)
+    assert re.fullmatch(r'([^&]|&(amp|lt|gt|quot|#x27);)*', inside, re.S)
+
+
+@pytest.mark.parametrize('error, words', [
+    (ValueError('no prior yet'), 'No prior yet'), (FileNotFoundError(2, 'gone', 'a.wav'), 'gone'), (ValueError(), 'ValueError'),
+    (MemoryError(), 'shorter duration'), (torch.OutOfMemoryError('CUDA'), 'shorter duration'), (KeyError('x'), 'KeyError'),
+    (RuntimeError('CUDA error'), 'CUDA error')])
+def test_errors_in_words(error, words): assert words in in_words(error)
+
+
+def test_no_colour_of_our_own():
+    values = re.findall(r': ([^;}]+)', panels._STYLE)
+    assert len(values) > 10 and not [o for o in values if re.search('#|rgb|hsl|white$|black|grey|gray', o)]
+
+
+# --- work in the background
+def test_job_runs_one_at_a_time():
+    go, done = threading.Event(), []
+    job = Job()
+    assert job.start(lambda should_stop: go.wait(10), lambda *o: done.append(o))
+    assert job.running and not job.start(lambda should_stop: 1, lambda *o: done.append(o))
+    assert not job.wait(.01)
+    go.set()
+    assert job.wait(5) and done==[(True, None)]
+
+
+def test_stop_of_one_take_does_not_stop_the_next():
+    job, seen = Job(), []
+    job.stop()
+    for _ in range(2):
+        assert job.start(lambda should_stop: should_stop(), lambda result, error: seen.append(result))
+        assert job.wait(5)
+        job.stop()
+    assert seen==[False, False]
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_job_is_over_whatever_happens():
+    changes = []
+    job = Job(changes.append)
+    def fail(*_): raise RuntimeError('in finish')
+    job.start(lambda should_stop: 1/0, fail)
+    assert job.wait(5) and changes==[True, False]
+
+
+# --- controls
+def test_ranges_and_defaults(panel):
+    "As the contract has them."
+    knobs = dict(panel.sampling.knobs, duration=panel.duration, crossfade=panel.crossfade)
+    assert {name: (k.min, k.max, k.value) for name, k in knobs.items() if name!='duration'}==dict(
+        temperature=(.1, 2., 1.), top_p=(0., 1., .9), top_k=(0, 32, 0), repetition_penalty=(1., 1.5, 1.), crossfade=(0, 200, 50))
+    assert (panel.duration.min, panel.duration.max, panel.crossfade.step)==(1, 30, 10)
+    assert generate_panel(panel.loaded).duration.value==10
+
+
+@pytest.mark.parametrize('codes, most', [(2, 2), (128, 128), (512, 512), (4096, 512)])
+def test_top_k_ends_at_the_codebook(codes, most): assert SamplingControls(codes).knobs['top_k'].max==most
+
+
+@pytest.mark.parametrize('first, second', list(itertools.permutations(['panel', *PRESETS], 2)))
+def test_presets(first, second):
+    "A preset sets everything, whatever was set before."
+    want = SamplingConfig(top_p=.9) if second=='panel' else PRESETS[second]()
+    controls = SamplingControls(512)
+    controls.preset.value = first
+    controls.preset.value = second
+    got = controls.config()
+    assert replace(got, seed=None)==replace(want, seed=None)
+    assert want.seed in (None, got.seed) and controls.seed.fresh.value==(want.seed is None)
+    assert all(k.disabled==want.argmax for k in controls.knobs.values())
+
+
+@pytest.mark.parametrize('knob, value', [('temperature', .5), ('top_p', .3), ('top_k', 7), ('repetition_penalty', 1.3)])
+def test_a_turned_knob_makes_it_ones_own(knob, value):
+    controls = SamplingControls(512)
+    controls.choose('creative')
+    controls.knobs[knob].value = value
+    assert controls.preset.value=='own'
+    assert replace(controls.config(), seed=None)==replace(SamplingConfig.creative(), **{knob: value})
+
+
+def test_seed():
+    row = SeedRow()
+    assert len({row.next() for _ in range(5)})==5 and row.fresh.value
+    row.number.value = 2**53 - 1
+    assert not row.fresh.value and row.next()==2**53 - 1
+    row.fresh.value = True
+    row.dice.click()
+    assert not row.fresh.value and row.next()==row.next()!=2**53 - 1
+
+
+def test_every_control_is_explained(panel):
+    for o in everything(panel):
+        if not isinstance(o, (widgets.ValueWidget, widgets.Button)): continue
+        if isinstance(o, (widgets.HTML, widgets.FloatProgress, widgets.Audio, widgets.Image)): continue
+        assert o.tooltip and o.description and any(c.startswith('distill-') for c in o._dom_classes), o
+
+
+# --- saving
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_whatever_is_on_offer_can_be_saved(suffix, clip, tmp_path):
+    row = SaveRow(tmp_path)
+    row.offer(clip, 'hat')
+    row.format.value = suffix
+    assert [o for _, o in row.rate.options]==list(rates_for(suffix)) and row.bits.options==bits_for(suffix)
+    for (_, rate), (_, bits) in itertools.product(row.rate.options, row.bits.options):
+        row.rate.value, row.bits.value = rate, bits
+        path = row.save()
+        assert path and read_audio(path).sample_rate==rate, row.status.value
+        about = json.loads(path.with_name(f'{path.name}.json').read_text(encoding='utf-8'))
+        assert (about['sample_rate'], about['bit_depth'], about['file'])==(rate, bits, path.name)
+        assert str(path) in row.status.value
+
+
+def test_choices_survive_where_they_can(tmp_path):
+    row = SaveRow(tmp_path)
+    row.bits.value, row.rate.value = 24, 44_100
+    for suffix, bits, rate in (('.flac', 24, 44_100), ('.mp3', 16, 44_100), ('.wav', 16, 44_100)):
+        row.format.value = suffix
+        assert (row.bits.value, row.rate.value)==(bits, rate)
+
+
+def test_nothing_is_overwritten(clip, tmp_path):
+    (tmp_path/'hat.wav').write_bytes(b'mine')
+    (tmp_path/'hat-2.wav.json').write_bytes(b'mine too')
+    path, said = save_take(clip, str(tmp_path), 'hat.wav', '.wav', 48_000, 16)
+    assert path.name=='hat-3.wav' and 'already' in said
+    assert (tmp_path/'hat.wav').read_bytes()==b'mine' and (tmp_path/'hat-2.wav.json').read_bytes()==b'mine too'
+    assert 'already' not in save_take(clip, str(tmp_path), 'snare', '.wav', 48_000, 16)[1]
+
+
+@hypothesis_settings(deadline=None)
+@given(st.text(max_size=300))
+def test_a_name_that_passes_makes_a_file(tmp_path_factory, name):
+    try: good = checked_name(name)
+    except ValueError as e:
+        str(e).encode()    # the complaint can be printed
+        return
+    folder = tmp_path_factory.mktemp('names')
+    path = free_path(folder/f'{good}.wav')
+    path.touch()
+    assert [o.name for o in folder.iterdir()]==[f'{good}.wav']    # in this folder, under this name
+
+
+@pytest.mark.parametrize('name', ['', '  ', '.', '..', '.hidden', 'a/b', 'a\\b', '../x', 'a:b', 'a\0', 'a\nb', '<b>', 'con', 'LPT1.x',
+                                  'x'*201, 'ä'*101, 'x.', '\ud800'])
+def test_names_that_no_system_should_see(name, clip, tmp_path):
+    row = SaveRow(tmp_path)
+    row.offer(clip, 'hat')
+    row.name.value = name
+    assert row.save() is None and 'distill-error' in row.status.value and isinstance(row.error, ValueError)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('folder, words', [('gone', 'there is no folder'), ('file', 'not a folder'), ('a\0', '')])
+def test_folders_that_do_not_work(folder, words, clip, tmp_path):
+    (tmp_path/'file').touch()
+    row = SaveRow(tmp_path)
+    row.offer(clip, 'hat')
+    row.folder.value = str(tmp_path/folder)
+    assert row.save() is None and words in row.status.value and 'distill-error' in row.status.value
+
+
+def test_a_full_disk(clip, tmp_path, monkeypatch):
+    def full(*_): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('os.replace', full)
+    row = SaveRow(tmp_path)
+    row.offer(clip, 'hat')
+    assert row.save() is None and 'the disk is full' in row.status.value and not list(tmp_path.iterdir())
+
+
+def test_a_typed_name_stays(clip, tmp_path):
+    row = SaveRow(tmp_path)
+    row.offer(clip, 'one')
+    row.offer(clip, 'two')
+    assert row.name.value=='two'
+    row.name.value = 'mine'
+    row.offer(clip, 'three')
+    assert row.name.value=='mine'
+
+
+# --- the panel
+def test_take(panel, tmp_path):
+    panel.sampling.knobs['temperature'].value, panel.crossfade.value, panel.duration.value = .7, 120, 2.5
+    said = []
+    panel.status.observe(lambda change: said.append(change.new), 'value')
+    wav = take(panel)
+    assert wav.shape==(120_000,)
+    assert any('Generating chunk 2/3…' in o for o in said) and 'Done' in said[-1]
+    assert panel.player.value[:4]==b'RIFF' and panel.picture.value[1:4]==b'PNG'
+    path = panel.saving.save()
+    about = json.loads(path.with_name(f'{path.name}.json').read_text(encoding='utf-8'))
+    assert about['sampling']['temperature']==.7 and (about['duration_s'], about['overlap_ms'])==(2.5, 120)
+    again = generate_clip(panel.loaded, about['duration_s'], about['overlap_ms'], SamplingConfig.from_dict(about['sampling']))
+    assert torch.equal(again.wav, wav)    # the sidecar is enough to make it again
+    assert (load_audio(path).wav - wav).abs().max() < 1e-4
+
+
+def test_seed_decides(panel):
+    first = take(panel)
+    assert not torch.equal(take(panel), first)
+    panel.sampling.seed.fresh.value = False
+    second = panel.clip.wav
+    assert torch.equal(take(panel), second)
+    assert str(panel.sampling.seed.number.value) in panel.status.value
+
+
+def test_buttons_follow_the_work(panel, monkeypatch):
+    go, takes = threading.Event(), []
+    def slow(*args): takes.append(args); go.wait(10); raise Stopped('enough')
+    monkeypatch.setattr(panels, 'make_take', slow)
+    started = time.perf_counter()
+    panel.go.click()
+    assert time.perf_counter() - started < .5    # the click itself does no work
+    assert panel.go.disabled and not panel.halt.disabled
+    panel.generate()
+    panel.generate()
+    go.set()
+    assert panel.wait(5) and len(takes)==1
+    assert not panel.go.disabled and panel.halt.disabled and 'Stopped' in panel.status.value
+
+
+def test_stop(panel):
+    "Within half a second, wherever it is; the last take stays."
+    take(panel)
+    last, panel.duration.value = panel.clip, 30
+    for fraction in (0, .3, .75):
+        panel.go.click()
+        while panel.progress.value < fraction: time.sleep(.005)
+        started = time.perf_counter()
+        panel.halt.click()
+        assert panel.wait(10) and time.perf_counter() - started < .5
+        assert panel.clip is last and panel.progress.value==0 and panel.error is None and 'Stopped' in panel.status.value
+
+
+def test_failure_leaves_the_last_take(panel, monkeypatch):
+    take(panel)
+    last, sound = panel.clip, panel.player.value
+    monkeypatch.setattr(panels, 'spectrogram_png', lambda clip: 1/0)
+    panel.go.click()
+    assert panel.wait(10) and isinstance(panel.error, ZeroDivisionError)
+    assert 'distill-error' in panel.status.value and panel.clip is last and panel.player.value==sound and not panel.go.disabled
+
+
+def test_without_a_prior(loaded):
+    panel = generate_panel(replace(loaded, prior=None))
+    panel.go.click()
+    panel.generate()
+    assert panel.go.disabled and not panel.job.running and 'no prior yet' in panel.status.value
+
+
+@pytest.mark.parametrize('name', [None, '', '<script>alert(1)</script>', '../../x', 'ä'*300, 7])
+def test_names_of_models(loaded, name, tmp_path):
+    panel = generate_panel(replace(loaded, metadata={} if name is None else dict(name=name)), tmp_path)
+    panel.duration.value = 1
+    take(panel)
+    assert panel.saving.save().parent==tmp_path
+    assert all('<script' not in o.value for o in everything(panel) if isinstance(o, widgets.HTML))

@@ -1,0 +1,227 @@
+"The panels as people meet them: in a real Chromium, through Voila and once in JupyterLab, with real mouse and keyboard."
+import json, time
+
+import pytest
+
+pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
+
+from playwright.sync_api import sync_playwright    # noqa: E402
+
+from browser import Panel, lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
+
+PANEL = '''from distill.model import load_model
+from distill.panels import generate_panel
+generate_panel(load_model('tiny.distill', 'cpu'), folder='takes')'''
+# a model as slow as a large one on a small machine, one that is broken, and one without a prior
+TROUBLE = '''import time
+from dataclasses import replace
+import ipywidgets as widgets
+from distill.model import load_model
+from distill.panels import generate_panel
+slow, good = load_model('tiny.distill', 'cpu'), load_model('tiny.distill', 'cpu')
+step = slow.prior.step
+slow.prior.step = lambda *args: (time.sleep(0.02), step(*args))[1]
+models = dict(slow=slow, broken=replace(good, prior_config=None), mute=replace(good, prior=None))
+widgets.VBox([generate_panel(o).add_class(name) for name, o in models.items()])'''
+LISTEN = '''hook => { const el = document.querySelector(hook); window.said = [];
+    new MutationObserver(() => window.said.push([performance.now(), el.innerText.trim()]))
+        .observe(el, {subtree: true, childList: true, characterData: true}) }'''
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A small model that has learned some synthesised sound, and notebooks with panels for it."
+    from distill.pipeline import fit_model
+    from distill.synthesis import write_collection
+    folder = tmp_path_factory.mktemp('panels')
+    write_collection(folder/'sounds', n_files=24, seed=1)
+    loaded = fit_model(folder/'sounds', minutes=.1, seed=3, device='cpu',
+                       vqvae=dict(codebook_size=32, channels=(8, 16, 32, 64)), prior=dict(d_model=64, n_heads=2, n_layers=2))
+    loaded.metadata['name'] = 'my <b>sounds</b>'
+    loaded.save(folder/'tiny.distill')
+    (folder/'takes').mkdir()
+    write_notebook(folder/'panel.ipynb', PANEL)
+    write_notebook(folder/'trouble.ipynb', TROUBLE)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def browser(chromium):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope='module')
+def server(folder):
+    with voila(folder) as address: yield address
+
+
+@pytest.fixture(scope='module')
+def opened(browser, server):
+    "One panel in a page as wide as half a screen, for the tests that follow one another on it."
+    with new_page(browser, viewport={'width': 700, 'height': 900}) as page:
+        page.goto(f'{server}/voila/render/panel.ipynb')
+        yield Panel(page).wait()
+
+
+def test_opens_with_the_defaults(opened):
+    shown = {o: opened.shown(o) for o in ('temperature', 'top-p', 'top-k', 'penalty', 'duration', 'crossfade')}
+    assert shown=={'temperature': '1.00', 'top-p': '0.90', 'top-k': '0', 'penalty': '1.00', 'duration': '10.00', 'crossfade': '50'}
+    assert opened.until('status', 'Ready') and opened.enabled('go') and not opened.enabled('stop')
+    assert 'my <b>sounds</b>' in opened['title'].inner_text()    # a name is text, never part of the page
+    assert opened['save'].is_hidden()    # nothing to save yet
+    for hook in ('temperature', 'seed', 'duration'):
+        assert opened[hook].locator('[title]').first.get_attribute('title'), 'a tooltip says what it does'
+
+
+def test_fits_its_page(opened):
+    "Nothing sticks out of it or is cut, and every label can be read whole."
+    page = opened.page
+    assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
+    cut = '''() => [...document.querySelectorAll('.distill-panel label, .distill-panel .widget-readout, .distill-panel button')]
+        .filter(o => o.offsetWidth && o.scrollWidth > o.offsetWidth).map(o => o.innerText)'''
+    assert page.evaluate(cut)==[]
+
+
+def test_presets_set_the_sliders(opened):
+    opened['preset'].locator('select').select_option(index=3)
+    opened.page.wait_for_function("document.querySelector('.distill-temperature .widget-readout').innerText=='1.20'")
+    assert opened.shown('penalty')=='1.05'
+    assert '128 codes' in opened.until('note', 'looks back')
+    opened.slide('temperature', .8)
+    opened.page.wait_for_function("document.querySelector('.distill-preset select').selectedIndex==4")    # one's own
+
+
+def test_dice_and_typed_seed(opened):
+    number, fresh = opened['seed'].locator('input'), opened['fresh'].locator('input')
+    before = number.input_value()
+    assert fresh.is_checked()
+    opened['dice'].click()
+    opened.page.wait_for_function(f"document.querySelector('.distill-seed input').value!='{before}'")
+    assert not fresh.is_checked()
+    fresh.check()
+    opened.type('seed', 1234)
+    opened.page.wait_for_function("!document.querySelector('.distill-fresh input').checked")
+
+
+def test_take(opened, folder):
+    "Every control set by hand; the take plays, is seen, is as long as asked, and the saved settings are those."
+    for hook, value in (('temperature', 1.3), ('top-p', .8), ('top-k', 20), ('penalty', 1.2), ('duration', 3), ('crossfade', 120)):
+        opened.slide(hook, value)
+    opened.type('seed', 99)
+    opened.page.evaluate(LISTEN, '.distill-status')
+    opened['go'].click()
+    assert opened.until('status', 'Done')=='Done: 3 s, seed 99'
+    said = [text for _, text in opened.page.evaluate('window.said')]
+    assert any(o.startswith('Generating chunk 2/4') for o in said), said
+    assert opened.audio_seconds()==pytest.approx(3, abs=.01)
+    assert opened.picture_width() > 400
+    opened['save'].click()
+    opened.until('saved', 'Saved as')
+    about = json.loads((folder/'takes'/'my-b-sounds-b-99.wav.json').read_text(encoding='utf-8'))
+    want = dict(temperature=1.3, top_p=.8, top_k=20, repetition_penalty=1.2, seed=99)
+    assert {o: about['sampling'][o] for o in want}==want
+    assert (about['seconds'], about['overlap_ms'])==(3, 120)
+
+
+@pytest.mark.parametrize('suffix, rate, bits', [('wav', 96000, '32 bit float'), ('flac', 44100, '24 bit'),
+                                                ('ogg', 32000, None), ('mp3', 44100, None)])
+def test_save(opened, folder, suffix, rate, bits):
+    from distill.audio import load_audio, read_audio
+    name = f'Snäre & ☂ {suffix}'
+    opened.type('name', name)
+    opened.choose('format', suffix)
+    if bits: opened.choose('bits', bits)
+    else: opened.page.wait_for_function("document.querySelector('.distill-bits select').disabled")
+    opened.choose('rate', f'{rate} Hz')
+    opened['save'].click()
+    path = folder/'takes'/f'{name}.{suffix}'
+    assert str(path) in opened.until('saved', f'Saved as {path}')
+    assert read_audio(path).sample_rate==rate
+    assert len(load_audio(path).wav)==pytest.approx(3*48_000, abs=2500)
+    assert json.loads((path.parent/f'{path.name}.json').read_text(encoding='utf-8'))['sample_rate']==rate
+    opened['save'].click()    # and never over another file
+    assert f'Snäre & ☂ {suffix}-2.{suffix}' in opened.until('saved', 'already')
+
+
+def test_save_in_vain(opened, folder):
+    opened.page.on('dialog', lambda o: pytest.fail('a file name ran in the page'))
+    before = sorted(folder.rglob('*'))
+    for name, words in (('<img src=x onerror=alert(1)>', 'cannot hold'), ('../../kick', 'cannot hold'), ('NUL', 'Windows')):
+        opened.type('name', name)
+        opened['save'].click()
+        assert opened.until('saved', words)
+    opened.type('name', 'kick')
+    opened.type('folder', folder/'gone')
+    opened['save'].click()
+    assert opened.until('saved', 'there is no folder')
+    assert opened['saved'].locator('.distill-error').count()==1
+    assert sorted(folder.rglob('*'))==before
+
+
+def test_it_looks_right(opened, folder):
+    opened.page.screenshot(path=folder/'voila.png', full_page=True)
+
+
+@pytest.fixture(scope='module')
+def trouble(browser, server):
+    with new_page(browser, viewport={'width': 900, 'height': 900}) as page:
+        page.goto(f'{server}/voila/render/trouble.ipynb?theme=dark')
+        Panel(page, '.mute').wait()
+        yield page
+
+
+def test_stop(trouble):
+    "Stop takes effect within half a second; while a take is made, the panel answers."
+    panel = Panel(trouble, '.slow')
+    panel.slide('duration', 30)
+    panel['go'].click()
+    panel.until('status', 'Sampling')
+    assert not panel.enabled('go') and panel.enabled('stop')
+    panel['preset'].locator('select').select_option(index=3)    # the kernel is free
+    trouble.wait_for_function("document.querySelector('.slow .distill-temperature .widget-readout').innerText=='1.20'", timeout=2000)
+    trouble.evaluate(LISTEN, '.slow .distill-status')
+    trouble.evaluate("() => document.querySelector('.slow .distill-stop').addEventListener("
+                     "'click', () => window.clicked = performance.now(), true)")
+    panel['stop'].click()
+    panel.until('status', 'Stopped')
+    clicked, said = trouble.evaluate('[window.clicked, window.said]')
+    assert min(at for at, text in said if text=='Stopped') - clicked < 500, (clicked, said)
+    trouble.wait_for_function("!document.querySelector('.slow .distill-go').disabled")
+    assert panel['save'].is_hidden()
+    panel.slide('duration', 1)
+    panel['go'].click()    # and it starts again
+    panel.until('status', 'Done')
+    assert panel.audio_seconds()==pytest.approx(1, abs=.01)
+
+
+def test_errors_are_words(trouble):
+    panel = Panel(trouble, '.broken')
+    panel['go'].click()
+    assert 'nobody expected' in panel.until('status', 'AttributeError')
+    assert panel['status'].locator('.distill-error').count()==1 and panel.enabled('go')
+
+
+def test_without_a_prior(trouble, folder):
+    panel = Panel(trouble, '.mute')
+    assert 'train-prior' in panel.until('status', 'no prior yet') and not panel.enabled('go')
+    assert trouble.evaluate("document.body.dataset.jpThemeLight")=='false'
+    trouble.screenshot(path=folder/'dark.png', full_page=True)
+
+
+def test_lab(browser, folder):
+    "The same in JupyterLab, in both themes."
+    with lab(folder) as (address, token), new_page(browser, viewport={'width': 1200, 'height': 1000}) as page:
+        run_in_lab(page, address, token, 'panel.ipynb')
+        panel = Panel(page).wait()
+        panel.slide('duration', 2)
+        panel['go'].click()
+        panel.until('status', 'Done: 2 s')
+        assert panel.audio_seconds()==pytest.approx(2, abs=.01) and panel.picture_width() > 400
+        for theme in ('Light', 'Dark'):
+            page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f'JupyterLab {theme}')
+            page.wait_for_function("light => document.body.dataset.jpThemeLight==light", arg=str(theme=='Light').lower())
+            time.sleep(.3)    # it fades
+            page.screenshot(path=folder/f'lab_{theme.lower()}.png')
