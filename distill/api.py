@@ -91,7 +91,7 @@ def describe_model(
 
 def _count(network): return sum(x.numel() for x in network.state_dict().values()) if network is not None else 0
 
-# %% ../nbs/14_api.ipynb #e5ac754c
+# %% ../nbs/14_api.ipynb #7fa7319e
 class _Files:
     def __init__(
         self,
@@ -121,8 +121,9 @@ class _Files:
         m, about = self.loaded, self.loaded.metadata
         configs = {name: (cfg := getattr(m, name)) and asdict(cfg)
                    for name in ('spectrogram_config', 'vqvae_config', 'prior_config')}
+        files = about.get('files', {})
         return dict(name=about.get('name', 'model'), path=m.path and str(m.path), device=str(m.device),
-                    fingerprint=m.fingerprint, files=sum(len(about.get('files', {}).get(part, ())) for part in ('train', 'valid')), seconds=about.get('seconds', 0.0),
+                    fingerprint=m.fingerprint, files=sum(len(files.get(o, ())) for o in ('train', 'valid')), seconds=about.get('seconds', 0.0),
                     scores=dict(about.get('scores', {})), parameters=dict(vqvae=_count(m.model), prior=_count(m.prior)),
                     **configs, training_config=m.training_config, metadata=about)
 

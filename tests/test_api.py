@@ -1,0 +1,230 @@
+"One object for all of it: what it does is what the pieces do, what it is given may be many things, Ctrl-C keeps what was learned."
+import inspect, json, os, signal, subprocess, sys, textwrap, threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import distill
+from distill import Distill, codes, pipeline
+from distill.api import StopRequest, progress_bar
+from distill.audio import load_audio
+from distill.model import ModelFileError, load_model
+from distill.pipeline import Clip
+from distill.sampling import SamplingConfig
+from distill.synthesis import synthesise, write_collection
+
+SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 16, 32)), prior=dict(d_model=32, n_heads=1, n_layers=1))
+QUIET = dict(progress=False)
+
+
+@pytest.fixture(scope='module')
+def sounds(tmp_path_factory): return write_collection(tmp_path_factory.mktemp('s')/'my sounds', n_files=8, seed=1)
+
+
+@pytest.fixture(scope='module')
+def d(sounds): return Distill.fit(sounds, epochs=10, seed=5, device='cpu', **QUIET, **SMALL)
+
+
+def python(code, **kw):
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True, encoding='utf-8', **kw)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# --- the package
+def test_importing_distill_is_cheap():
+    heavy = python('import sys, distill; print(*{"torch", "numpy", "matplotlib", "distill.api"} & set(sys.modules))')
+    assert heavy.split() == []
+    assert python('from distill import Distill; import sys; print("matplotlib.pyplot" in sys.modules)').strip() == 'False'
+
+
+def test_only_what_there_is():
+    assert distill.Distill is Distill and 'Distill' in dir(distill) and '__version__' in dir(distill)
+    with pytest.raises(AttributeError, match='distil'): distill.distil
+    with pytest.raises(ImportError): from distill import nothing    # noqa: F401
+
+
+# --- fit, save, load, info
+def test_fit_is_fit_model(d, sounds):
+    loaded = pipeline.fit_model(sounds, epochs=10, seed=5, device='cpu', **SMALL)
+    assert d.loaded.fingerprint == loaded.fingerprint
+    assert torch.equal(d.loaded.prior.head.weight, loaded.prior.head.weight)
+
+
+def test_save_and_load(d, tmp_path):
+    path = d.save(tmp_path/'mine.distill')
+    assert path == tmp_path/'mine.distill' and d.info()['path'] == str(path)
+    again = Distill.load(str(path), device='cpu')
+    plain = lambda d: json.loads(json.dumps(dict(d.info(), metadata=0)))
+    assert isinstance(again, Distill) and plain(again) == plain(d)
+    assert torch.equal(again.generate(1, seed=3, **QUIET).wav, d.generate(1, seed=3, **QUIET).wav)
+    with pytest.raises(ModelFileError, match='there is no file'): Distill.load(tmp_path/'gone.distill')
+    with pytest.raises(ModelFileError, match='there is no folder'): d.save(tmp_path/'gone'/'a.distill')
+    assert d.info()['path'] == str(path)
+
+
+def test_info_is_json(d):
+    info = json.loads(json.dumps(d.info()))
+    assert info['name'] == 'my sounds' and info['files'] == 8 and info['fingerprint'] == d.loaded.fingerprint
+    assert info['vqvae_config']['codebook_size'] == 16 and info['prior_config']['d_model'] == 32 and info['scores']['bits_per_code'] > 0
+    assert info['parameters'] == dict(vqvae=sum(x.numel() for x in d.loaded.model.state_dict().values()),
+                                      prior=sum(x.numel() for x in d.loaded.prior.state_dict().values()))
+
+
+def test_repr(d):
+    assert repr(d).startswith("Distill('my sounds': 8 files") and '4 levels of 16 codes' in repr(d) and 'no prior' not in repr(d)
+    assert 'no prior' in repr(Distill(replace(d.loaded, prior=None, prior_config=None)))
+    assert '\n' not in repr(Distill(replace(d.loaded, metadata={}))) and not hasattr(d, '_repr_html_')
+
+
+# --- new sound
+def test_generate_is_generate_clip(d):
+    clip = d.generate(1.5, temperature=0.8, top_k=5, top_p=0.5, overlap_ms=20, seed=11, **QUIET)
+    same = pipeline.generate_clip(d.loaded, 1.5, 20, SamplingConfig(temperature=0.8, top_k=5, top_p=0.5, seed=11))
+    assert isinstance(clip, Clip) and torch.equal(clip.wav, same.wav) and clip.settings == same.settings and len(clip.wav) == 72_000
+
+
+def test_defaults_are_those_of_the_spec():
+    given = {k: v.default for k, v in inspect.signature(Distill.generate).parameters.items()}
+    assert (given['duration_s'], given['temperature'], given['top_k'], given['top_p'], given['overlap_ms']) == (10, 1, 0, 0.9, 50)
+    assert inspect.signature(Distill.fit).parameters['minutes'].default == 5
+
+
+@pytest.mark.parametrize('change', [dict(temperature=0.1), dict(top_k=1), dict(top_p=0.1), dict(seed=12)])
+def test_every_control_arrives(d, change):
+    one, other = (d.generate(1, **dict(dict(seed=11), **c), **QUIET).wav for c in ({}, change))
+    assert not torch.equal(one, other)
+
+
+def test_settings_and_seed_together(d):
+    cfg = SamplingConfig(temperature=0.5, seed=1)
+    assert d.generate(1, sampling=cfg, **QUIET).settings['sampling'] == cfg.to_dict()
+    assert d.generate(1, sampling=cfg, seed=2, **QUIET).settings['sampling'] == replace(cfg, seed=2).to_dict()
+    assert d.generate(1, sampling=cfg, seed=0, **QUIET).settings['sampling']['seed'] == 0
+    seeds = {d.generate(0.1, **QUIET).settings['sampling']['seed'] for _ in range(3)}
+    assert len(seeds) == 3
+
+
+@pytest.mark.parametrize('change, words', [(dict(duration_s=-1), 'duration'), (dict(temperature=9), 'temperature'), (dict(overlap_ms=999), '200')])
+def test_wrong_values(d, change, words):
+    with pytest.raises(ValueError, match=words): d.generate(**dict(dict(duration_s=1), **change), **QUIET)
+    with pytest.raises(ValueError, match='no prior'): Distill(replace(d.loaded, prior=None)).generate(1, **QUIET)
+
+
+# --- through codes
+def test_what_may_stand_for_a_sound(d, sounds):
+    file = next(sounds.rglob('*.flac'))
+    sound = load_audio(file)
+    grid = codes.encode(d.loaded, sound.wav)
+    for same in file, str(file), sound, sound.wav, sound.wav.numpy(), sound.wav.double(), Clip(sound.wav):
+        assert d.encode(same) == grid, type(same)
+    assert np.allclose(d.reconstruct(file).wav, d.decode(grid).wav)
+
+
+def test_decode_from_a_file(d, tmp_path):
+    grid = d.encode(synthesise('bells', seed=3, seconds=1.))
+    clip = d.decode(grid.save(tmp_path/'a.npz'))
+    assert torch.equal(clip.wav, d.decode(grid).wav) and clip.settings['made_by'] == 'codes'
+    with pytest.raises(codes.CodesError, match='another model'): d.decode(replace(grid, model_fingerprint='x'))
+    with pytest.raises(codes.CodesError, match='there is no file'): d.decode(tmp_path/'b.npz')
+
+
+def test_a_reconstruction_says_what_it_is(d, sounds, tmp_path):
+    file = next(sounds.rglob('*.flac'))
+    clip = d.reconstruct(file)
+    assert len(clip.wav) == len(load_audio(file).wav) and clip.settings['source'] == file.name
+    about = json.loads(Path(str(clip.save(tmp_path/'a.wav')) + '.json').read_text(encoding='utf-8'))
+    assert about['made_by'] == 'reconstruction' and about['model_fingerprint'] == d.loaded.fingerprint
+
+
+@pytest.mark.parametrize('sound, error, words', [
+    (Clip(torch.zeros(100), 44_100), ValueError, '44100'), (torch.zeros(2, 100), ValueError, r'\(2, 100\)'), ('gone.wav', ValueError, 'no such file'),
+    (torch.zeros(100).int(), ValueError, 'int32'), (np.zeros(0), ValueError, r'\(0,\)')])
+def test_what_is_no_sound(d, sound, error, words):
+    for f in d.encode, d.reconstruct:
+        with pytest.raises(error, match=words): f(sound)
+
+
+def test_evaluate(d, sounds):
+    report = d.evaluate(sounds, **QUIET)
+    assert [f.name for f in report.files] == d.info()['metadata']['files']['valid']
+
+
+# --- progress
+def test_bar(capsys):
+    with progress_bar() as tell:
+        for fraction, text in ((0.0, 'first'), (0.5, 'second'), (0.4, 'no step back'), (1.0, 'last'), (1.1, 'last')): tell(fraction, text)
+    told = capsys.readouterr()
+    assert '100%' in told.err and 'last' in told.err and told.out == ''
+    with progress_bar(False) as tell: assert tell is None
+
+
+def test_a_callback_takes_the_place_of_the_bar(sounds, capsys):
+    said = []
+    Distill.fit(sounds, epochs=1, device='cpu', progress_callback=lambda f, t: said.append(t), should_stop=lambda: True, **SMALL)
+    assert said and capsys.readouterr().err == ''
+
+
+# --- Ctrl-C
+def test_ctrl_c_while_learning_keeps_what_was_learned(sounds):
+    pressed = []
+    def press(fraction, text):
+        if 'step 2' in text and not pressed: pressed.append(signal.raise_signal(signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    d = Distill.fit(sounds, epochs=1000, device='cpu', progress_callback=press, **SMALL)
+    assert d.loaded.metadata['steps'] == [3] and d.loaded.prior is None and 'no prior' in repr(d)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(d.reconstruct(synthesise('bells', seed=1, seconds=0.5)).wav) == 24_000
+
+
+def test_ctrl_c_in_the_second_stage(sounds):
+    pressed = []
+    def press(fraction, text):
+        if 'stage 2: step 1,' in text and not pressed: pressed.append(signal.raise_signal(signal.SIGINT))
+    d = Distill.fit(sounds, epochs=2, device='cpu', progress_callback=press, **SMALL)
+    assert pressed and d.loaded.prior is not None and d.loaded.metadata['steps'][1] == 2
+    assert len(d.generate(0.5, seed=1, **QUIET).wav) == 24_000
+
+
+def test_ctrl_c_while_reading_interrupts(sounds):
+    def press(fraction, text): signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): Distill.fit(sounds, epochs=1, device='cpu', progress_callback=press, **SMALL)
+
+
+def test_the_second_ctrl_c_interrupts():
+    with pytest.raises(KeyboardInterrupt), StopRequest().listening() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop() and stop.requested
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_should_stop_of_the_caller_counts():
+    assert StopRequest(lambda: True)() and not StopRequest(lambda: False)()
+
+
+def test_in_a_thread_signals_are_left_alone(sounds):
+    before, made = signal.getsignal(signal.SIGINT), []
+    def work():
+        with StopRequest().listening() as stop: made.append((stop(), signal.getsignal(signal.SIGINT)))
+    thread = threading.Thread(target=work)
+    thread.start(); thread.join()
+    assert made == [(False, before)]
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a signal to another process is a POSIX matter')
+def test_ctrl_c_from_outside(sounds, tmp_path):
+    "A real process, a real signal in the middle of a fit that would take ten minutes: the model is there"
+    code = f'''
+        import os, signal
+        from distill import Distill
+        def told(fraction, text):
+            if 'step 2,' in text: os.kill(os.getpid(), signal.SIGINT)
+        d = Distill.fit({str(sounds)!r}, minutes=10, device='cpu', progress_callback=told, **{SMALL!r})
+        d.save({str(tmp_path/'m.distill')!r})
+    '''
+    python(code, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=120)
+    assert load_model(tmp_path/'m.distill', 'cpu').metadata['steps'] == [3]
