@@ -44,7 +44,6 @@ def test_importing_distill_is_cheap():
 def test_only_what_there_is():
     assert distill.Distill is Distill and 'Distill' in dir(distill) and '__version__' in dir(distill)
     with pytest.raises(AttributeError, match='distil'): distill.distil
-    with pytest.raises(ImportError): from distill import nothing    # noqa: F401
 
 
 # --- fit, save, load, info
@@ -190,7 +189,9 @@ def test_ctrl_c_in_the_second_stage(sounds):
 
 
 def test_ctrl_c_while_reading_interrupts(sounds):
-    def press(fraction, text): signal.raise_signal(signal.SIGINT)
+    pressed = []
+    def press(fraction, text):
+        if not pressed: pressed.append(signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt): Distill.fit(sounds, epochs=1, device='cpu', progress_callback=press, **SMALL)
 
 
