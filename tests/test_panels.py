@@ -289,11 +289,28 @@ def test_stop(panel):
     last, panel.duration.value = panel.clip, 30
     for fraction in (0, .3, .75):
         panel.go.click()
-        while panel.progress.value < fraction: time.sleep(.005)
+        while panel.progress.value < fraction and panel.job.running: time.sleep(.005)
         started = time.perf_counter()
         panel.halt.click()
         assert panel.wait(10) and time.perf_counter() - started < .5
         assert panel.clip is last and panel.progress.value==0 and panel.error is None and 'Stopped' in panel.status.value
+
+
+def test_progress_after_stop_is_not_shown(panel, monkeypatch):
+    "What was on its way when Stop was clicked does not cover up that it was heard."
+    go = threading.Event()
+    def slow(loaded, sampling, duration_s, overlap_ms, progress_callback, should_stop):
+        go.wait(10)
+        progress_callback(.5, 'Generating chunk 2/4…')
+        raise Stopped('enough')
+    monkeypatch.setattr(panels, 'make_take', slow)
+    said = []
+    panel.go.click()
+    panel.halt.click()
+    panel.status.observe(lambda change: said.append(change.new), 'value')
+    assert 'Stopping' in panel.status.value
+    go.set()
+    assert panel.wait(5) and said==[as_html('Stopped')]
 
 
 def test_failure_leaves_the_last_take(panel, monkeypatch):
