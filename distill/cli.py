@@ -10,11 +10,11 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'attempt', 'Commands',
            'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
            'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table', 'Verdict', 'judge', 'tier',
-           'doctor', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines', 'decibels', 'quoted', 'score_lines',
-           'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit', 'train', 'train_prior', 'sampling_settings',
-           'clip_targets', 'generate', 'encode', 'write_sound', 'decode', 'reconstruct_file', 'reconstruction_targets',
-           'find_reconstructable', 'reconstruct', 'evaluate', 'info_rows', 'info', 'bench', 'demo_folder',
-           'demo_picture', 'demo_text', 'demo', 'main']
+           'doctor', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted',
+           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit', 'train', 'train_prior',
+           'sampling_settings', 'clip_targets', 'generate', 'encode', 'write_sound', 'decode', 'reconstruct_file',
+           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'info_rows', 'info', 'bench',
+           'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #1682155d
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -377,7 +377,7 @@ def doctor(folder:Folder, as_json:AsJson=False):
     print(f'Verdict: {verdict.words}')
     return answer
 
-# %% ../nbs/15_cli.ipynb #7485d0aa
+# %% ../nbs/15_cli.ipynb #909688c7
 class Ready(NamedTuple):
     "A folder that was read, and what is left of the time"
     collection:object # a `MelCollection`
@@ -401,13 +401,12 @@ def keep_or_drop(
     stop:Stopper, # whether it was cut short
 ):
     "Save a model, unless it was interrupted before there was anything to save"
-    score = loaded.metadata['scores'].get('log_mel_l1')
-    if stop() and (score is None or not math.isfinite(score)):
+    if stop() and not is_number(loaded.metadata['scores'].get('log_mel_l1')):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)
     loaded.save(target)
 
-# %% ../nbs/15_cli.ipynb #478a342b
+# %% ../nbs/15_cli.ipynb #ebe92865
 def file_lines(files) -> list[str]: # what was used, what was not, in lines
     "Which files a model was made of"
     lines = [f'Files    {len(files.used)} of {len(files.reports)} used, {clock(files.seconds)} of sound']
@@ -416,6 +415,7 @@ def file_lines(files) -> list[str]: # what was used, what was not, in lines
         if len(rows) > 20: lines.append(f'         {title}: {len(rows) - 20} more, see `distill doctor`')
     return lines
 
+def is_number(x) -> bool: return isinstance(x, (int, float)) and math.isfinite(x)
 def decibels(nats:float) -> float: return 20/math.log(10)*nats
 def quoted(path:Path) -> str: return f'"{path}"' if ' ' in str(path) else str(path)
 
@@ -425,7 +425,9 @@ def score_lines(
 ) -> list[str]: # lines
     "How good a model is, for people who make sound"
     lines = []
-    if (l1 := scores.get('log_mel_l1')) is not None and math.isfinite(l1):
+    if scores and not is_number(l1 := scores.get('log_mel_l1')):
+        lines.append('Likeness not measured: there was too little training, give it more')
+    elif scores:
         lines.append(f'Likeness {l1:.3f} nats (about {decibels(l1):.1f} dB) away from sounds it was never shown; '
                      'lower is closer')
     if used := scores.get('codes_used'):
@@ -735,15 +737,15 @@ def info(model:Model, as_json:AsJson=False):
     for line in score_lines(about['metadata'].get('scores') or {}, about['vqvae_config']['codebook_size']): print(line)
     return about
 
-# %% ../nbs/15_cli.ipynb #120f0228
+# %% ../nbs/15_cli.ipynb #4825562b
 Recipes = option(Path, 'Learn this folder with the plain recipe and with ours.', metavar='FOLDER')
 BenchMinutes = option(float, 'How long each may take, in minutes.', callback=_positive)
 
 @command
-def bench(recipes:Recipes, minutes:BenchMinutes=5.0, seed:Seed=0, as_json:AsJson=False):
+def bench(recipes:Recipes, minutes:BenchMinutes=5.0, seed:Seed=0, device:Device=None, as_json:AsJson=False):
     "Measure ourselves against how it is usually done, side by side."
     from distill.bench import bench_recipes
-    with progress() as tell: table = bench_recipes(recipes, minutes=minutes, seed=seed, progress_callback=tell)
+    with progress() as tell: table = bench_recipes(recipes, minutes, seed, progress_callback=tell, device=device)
     print(table)
     return table.to_dict()
 

@@ -1,0 +1,374 @@
+"The command line, doing what it is for: every command on a tiny collection, in this process or in one of its own."
+import json, os, signal, subprocess, sys, tempfile, time
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from typer.testing import CliRunner
+
+import distill.cli as cli
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUTF8='1', OMP_NUM_THREADS='1')
+COMMANDS = 'demo doctor fit train train-prior generate encode decode reconstruct evaluate info bench'.split()
+SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16)), prior=dict(d_model=32, n_heads=2, n_layers=1))
+
+
+def run(*args):
+    "Runs a command in this process."
+    return CliRunner().invoke(cli.app, [str(a) for a in args], prog_name='distill')
+
+
+def process(*args, **kw):
+    "Runs a command in a process of its own."
+    return subprocess.run([sys.executable, '-m', 'distill.cli', *map(str, args)], capture_output=True, text=True,
+                          encoding='utf-8', env=ENV, timeout=120, **kw)
+
+
+def report(*args):
+    "Runs a command that must succeed with --json; what it printed, which is one object and nothing else."
+    done = run(*args, '--json')
+    assert done.exit_code==0, done.stderr
+    assert done.stdout.count('\n')==1
+    return json.loads(done.stdout)
+
+
+@lru_cache
+def workshop():
+    "A folder with a few short sounds and a very small model of them, made once for all tests; read only."
+    from distill.pipeline import fit_model
+    from distill.synthesis import write_collection
+    keep = tempfile.TemporaryDirectory()
+    folder = Path(keep.name)
+    write_collection(folder/'sounds', n_files=6, seed=3)
+    for f in (folder/'sounds').rglob('*.flac'):    # short: they are learned again and again here
+        wav, rate = sf.read(f)
+        sf.write(f, wav[:24_000], rate)
+    model = fit_model(folder/'sounds', epochs=1, device='cpu', **SMALL).save(folder/'small.distill')
+    return SimpleNamespace(keep=keep, sounds=folder/'sounds', model=model, one=next((folder/'sounds').rglob('*.flac')))
+
+
+@pytest.fixture
+def w(): return workshop()
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    "What is learned in this process is small."
+    import distill.pipeline as pipeline
+    for name, part in ('fit_codes', 'vqvae'), ('fit_prior', 'prior'):
+        monkeypatch.setattr(pipeline, name, partial(getattr(pipeline, name), **{part: SMALL[part]}))
+
+
+@contextmanager
+def signals_at(number, when, times=1):
+    "Progress that sends this process a signal, once (or more often) its text and fraction are as wanted."
+    left = times
+    def tell(fraction, text):
+        nonlocal left
+        if left and when(fraction, text):
+            left -= 1
+            signal.raise_signal(number)
+    yield tell
+
+
+# --- help
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = ('import sys\nfrom distill.cli import app\ntry: app(["--help"])\nexcept SystemExit: pass\n'
+            'print(*{"torch", "numpy", "soundfile", "soxr", "matplotlib", "accelerate"} & set(sys.modules), file=sys.stderr)')
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, encoding='utf-8', env=ENV)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode==0 and done.stderr.strip()==''
+        if seconds[-1]<0.5: break
+    assert min(seconds)<0.5
+
+
+def test_help_names_every_command_demo_first():
+    text = run('--help').stdout
+    places = [text.index(f' {c} ') for c in COMMANDS]
+    assert min(places)==places[0]
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_command_has_help_and_json(name):
+    done = run(name, '--help')
+    assert done.exit_code==0 and '--json' in done.stdout
+
+
+def test_version():
+    from distill import __version__
+    assert run('--version').stdout.strip()==f'distill {__version__}'
+
+
+# --- doctor
+def test_doctor_tells_of_every_file(w, tmp_path):
+    (tmp_path/'text.wav').write_text('no sound', encoding='utf-8')
+    sf.write(tmp_path/'silence.wav', np.zeros(9000), 48_000)
+    for i in range(3): sf.write(tmp_path/f'tone{i}.wav', 0.5*np.sin(np.arange(48_000)*(0.05 + 0.01*i)), 48_000)
+    about = report('doctor', tmp_path)
+    reasons = {f['name']: f['reason'] for f in about['files']}
+    assert 'silent' in reasons['silence.wav'] and 'not a sound' in reasons['text.wav'] and reasons['tone0.wav']==''
+    assert (about['used'], about['found'], about['ready'], about['seconds'])==(3, 5, True, 3.0)
+    assert about['tier']['codebook_size']==64 and 'little sound' in about['verdict']
+    text = run('doctor', tmp_path).stdout
+    for words in 'NOT USED', 'silence.wav', 'not a sound file', '3 of 5 files', '64 codes', 'Verdict: ready': assert words in text
+
+
+# --- learning
+def test_fit_makes_a_model_and_says_how_it_went(w, tmp_path):
+    done = run('fit', w.sounds, '-o', tmp_path/'mine', '--epochs', 8)
+    assert done.exit_code==0, done.stderr
+    for words in 'Files    6 of 6', 'Likeness', 'nats', 'Codes ', 'bits per code', 'Health', 'mine.distill', 'distill generate':
+        assert words in done.stdout
+    assert 'stage 1' in done.stderr and 'stage 2' in done.stderr and 'stage 1' not in done.stdout
+    about = report('info', tmp_path/'mine.distill')
+    assert about['metadata']['name']=='sounds' and about['prior_config'] and len(about['metadata']['files']['valid'])==1
+    assert 'Stage 2' in run('info', tmp_path/'mine.distill').stdout
+
+
+def test_fit_json(w, tmp_path):
+    about = report('fit', w.sounds, '-o', tmp_path/'a.distill', '--minutes', 0.01, '--seed', 5, '--device', 'cpu')
+    assert Path(about['model']).exists() and about['device']=='cpu' and about['files']['used']==6
+    assert {'log_mel_l1', 'codes_used', 'bits_per_code', 'unigram_bits_per_code'} <= about['scores'].keys()
+    assert report('info', tmp_path/'a.distill')['training_config']['seed']==5
+
+
+def test_too_little_training_is_said(w, tmp_path):
+    done = run('train', w.sounds, '-o', tmp_path/'a', '--epochs', 1)    # one step: not even codes
+    assert done.exit_code==0 and 'Likeness not measured' in done.stdout
+
+
+def test_train_then_train_prior(w, tmp_path):
+    model = tmp_path/'two.distill'
+    assert 'train-prior' in run('train', w.sounds, '-o', model, '--epochs', 1).stdout    # says what comes next
+    assert report('info', model)['prior_config'] is None
+    assert 'none yet' in run('info', model).stdout
+    before = model.read_bytes()
+    report('train-prior', w.sounds, model, '-o', tmp_path/'other.distill', '--epochs', 1)
+    assert model.read_bytes()==before and report('info', tmp_path/'other.distill')['prior_config']
+    report('train-prior', w.sounds, model, '--epochs', 1)
+    assert report('info', model)['prior_config']
+    report('generate', model, '-o', tmp_path/'a.wav', '--duration', 0.5)
+
+
+LATE = lambda fraction, text: text.startswith('stage 1') and fraction>0.5
+EARLY = lambda fraction, text: text.startswith('stage 1')
+PRIOR = lambda fraction, text: text.startswith('stage 2')
+READING = lambda fraction, text: text.startswith('Reading')
+
+
+@pytest.mark.parametrize('number, code, when, saved, has_prior', [
+    (signal.SIGINT, 130, READING, False, None), (signal.SIGINT, 130, EARLY, False, None),
+    (signal.SIGINT, 130, LATE, True, False), (signal.SIGTERM, 143, LATE, True, False), (signal.SIGINT, 130, PRIOR, True, True)],
+    ids=['reading', 'early', 'late', 'terminated', 'prior'])
+def test_interrupted_fit_keeps_what_was_learned(w, tmp_path, monkeypatch, number, code, when, saved, has_prior):
+    monkeypatch.setattr(cli, 'progress', partial(signals_at, number, when))
+    old = tmp_path/'a.distill'
+    old.write_bytes(b'old')
+    done = run('fit', w.sounds, '-o', old, '--epochs', 8, '--json')
+    answer = json.loads(done.stdout)
+    assert done.exit_code==code and answer['error']=='interrupted' and 'Traceback' not in done.stderr
+    assert (old.read_bytes()!=b'old')==saved==('model' in answer)
+    if saved: assert bool(report('info', old)['prior_config'])==has_prior
+    assert sorted(p.name for p in tmp_path.iterdir())==['a.distill']    # no temporary file is left
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_ends_at_once(w, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, 'progress', partial(signals_at, signal.SIGINT, lambda fraction, text: fraction>0.5, times=2))
+    done = run('fit', w.sounds, '-o', tmp_path/'a.distill', '--epochs', 8)
+    assert done.exit_code==130 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name=='nt', reason='no such signals on Windows')
+def test_ctrl_c_in_a_real_process(w, tmp_path):
+    command = [sys.executable, '-m', 'distill.cli', 'fit', str(w.sounds), '-o', str(tmp_path/'a'), '--minutes', '5']
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding='utf-8', env=ENV) as p:
+        lines = []
+        for line in p.stderr:
+            lines.append(line)
+            if 'stage 1' in line: break
+        p.send_signal(signal.SIGINT)
+        lines += p.stderr.readlines()
+        assert p.wait(60)==130
+    text = ''.join(lines)
+    assert 'Traceback' not in text and lines[-1].startswith('interrupted') and not list(tmp_path.iterdir())
+
+
+# --- generating
+def test_generate_is_exact_audible_and_repeatable(w, tmp_path):
+    "Also between two processes; another seed is another sound."
+    made = [process('generate', w.model, '-o', tmp_path/f'{i}.wav', '--duration', 3, '--seed', 7, '--json') for i in range(2)]
+    assert [m.returncode for m in made]==[0, 0], made[0].stderr
+    assert json.loads(made[0].stdout)['files'][0]['seed']==7
+    assert (tmp_path/'0.wav').read_bytes()==(tmp_path/'1.wav').read_bytes()
+    wav, rate = sf.read(tmp_path/'0.wav')
+    assert rate==48_000 and wav.shape==(144_000,) and 1e-3<np.abs(wav).max()<0.99
+    report('generate', w.model, '-o', tmp_path/'2.wav', '--duration', 3, '--seed', 8)
+    assert (tmp_path/'0.wav').read_bytes()!=(tmp_path/'2.wav').read_bytes()
+    assert 'Generating chunk 2/4…' in made[0].stderr and 'Generating' not in made[0].stdout
+
+
+def test_generate_ten_seconds_by_default(w, tmp_path):
+    report('generate', w.model, '-o', tmp_path/'a.wav')
+    assert sf.info(tmp_path/'a.wav').frames==480_000
+
+
+def test_generate_many(w, tmp_path):
+    about = report('generate', w.model, '-o', tmp_path/'many', '--count', 3, '--duration', 0.5, '--seed', 7, '--format', 'flac')
+    files = sorted((tmp_path/'many').glob('*.flac'))
+    assert [f['seed'] for f in about['files']]==[7, 1007, 2007] and len(files)==3
+    assert len({f.read_bytes() for f in files})==3
+    report('generate', w.model, '-o', tmp_path/'one.flac', '--duration', 0.5, '--seed', 1007)    # each can be made alone
+    assert (tmp_path/'one.flac').read_bytes()==(tmp_path/'many'/'small-seed1007.flac').read_bytes()
+
+
+def test_generate_into_a_folder_that_is_there(w, tmp_path):
+    report('generate', w.model, '-o', tmp_path, '--duration', 0.2, '--seed', 3)
+    assert sorted(p.name for p in tmp_path.iterdir())==['small-seed3.wav', 'small-seed3.wav.json']
+
+
+@pytest.mark.parametrize('name, options, subtype, rate', [
+    ('a.wav', [], 'PCM_16', 48_000), ('a.wav', ['--bit-depth', 32], 'FLOAT', 48_000),
+    ('a.flac', ['--bit-depth', 24, '--sample-rate', 44_100], 'PCM_24', 44_100),
+    ('a.ogg', ['--sample-rate', 22_050], 'VORBIS', 22_050), ('a.mp3', [], 'MPEG_LAYER_III', 48_000), ('a', [], 'PCM_16', 48_000)])
+def test_generate_formats(w, tmp_path, name, options, subtype, rate):
+    path = Path(report('generate', w.model, '-o', tmp_path/name, '--duration', 0.5, '--seed', 1, *options)['files'][0]['file'])
+    info = sf.info(path)
+    assert (info.subtype, info.samplerate)==(subtype, rate)
+    if path.suffix!='.mp3': assert abs(info.frames - rate/2)<=1
+
+
+def test_generate_options_reach_the_sampler(w, tmp_path):
+    def settings(*options):
+        report('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3, *options)
+        return json.loads((tmp_path/'a.wav.json').read_text(encoding='utf-8'))
+    plain = settings('--seed', 4)
+    assert plain['sampling']['top_p']==0.9 and plain['sampling']['temperature']==1.0 and plain['sampling']['seed']==4
+    given = settings('--temperature', 0.5, '--top-k', 9, '--top-p', 0, '--overlap-ms', 0)
+    assert [given['sampling'][k] for k in ('temperature', 'top_k', 'top_p')]==[0.5, 9, 0] and given['overlap_ms']==0
+    assert settings('--preset', 'greedy')['sampling']['argmax']
+    creative = settings('--preset', 'creative', '--temperature', 0.7)['sampling']    # an option changes the preset
+    assert (creative['temperature'], creative['top_p'])==(0.7, 0.95)
+    assert settings()['sampling']['seed']!=settings()['sampling']['seed']    # a fresh one each time
+
+
+# --- codes
+def test_encode_and_decode(w, tmp_path):
+    about = report('encode', w.model, w.one, '-o', tmp_path/'codes')
+    assert about['file'].endswith('codes.npz') and about['bands']==8 and about['seconds']==0.5
+    report('decode', w.model, tmp_path/'codes.npz', '-o', tmp_path/'a.wav')
+    assert sf.info(tmp_path/'a.wav').frames==24_000
+    report('decode', w.model, tmp_path/'codes.npz', '-o', tmp_path/'b.flac', '--sample-rate', 44_100)
+    assert sf.info(tmp_path/'b.flac').samplerate==44_100
+
+
+@pytest.mark.parametrize('rate, n', [(48_000, 24_001), (44_100, 10_007), (8_000, 999), (96_000, 12_345)])
+def test_reconstruct_keeps_rate_and_length(w, tmp_path, rate, n):
+    sf.write(tmp_path/'in.wav', 0.3*np.sin(np.arange(n)*0.1), rate)
+    report('reconstruct', w.model, tmp_path/'in.wav', '-o', tmp_path/'out.wav')
+    info = sf.info(tmp_path/'out.wav')
+    assert (info.samplerate, info.frames)==(rate, n)
+
+
+def test_reconstruct_is_encode_then_decode(w, tmp_path):
+    report('encode', w.model, w.one, '-o', tmp_path/'c.npz')
+    report('decode', w.model, tmp_path/'c.npz', '-o', tmp_path/'a.wav')
+    report('reconstruct', w.model, w.one, '-o', tmp_path/'b.wav')
+    assert (tmp_path/'a.wav').read_bytes()==(tmp_path/'b.wav').read_bytes()
+
+
+def test_reconstruct_a_folder(w, tmp_path):
+    source = tmp_path/'in'
+    (source/'sub').mkdir(parents=True)
+    for name in 'a.wav', 'a.flac', 'sub/b.flac': sf.write(source/name, 0.3*np.sin(np.arange(9000)*0.1), 44_100)
+    (source/'bad.wav').write_text('no sound', encoding='utf-8')
+    about = report('reconstruct', w.model, source, '-o', tmp_path/'out')
+    assert sorted(p.relative_to(tmp_path/'out').as_posix() for p in (tmp_path/'out').rglob('*.wav'))== \
+        ['a.flac.wav', 'a.wav', 'sub/b.wav']
+    assert [s['name'] for s in about['skipped']]==['bad.wav'] and all(f['seconds']==9000/44_100 for f in about['files'])
+
+
+# --- scores
+def test_evaluate(w):
+    about = report('evaluate', w.model, w.sounds)
+    assert len(about['files'])==1 and about['n_learned']==5 and 0<about['ceiling']<about['wave']
+    assert 'ceiling' in run('evaluate', w.model, w.sounds).stdout
+
+
+def test_bench_asks_for_both_recipes(monkeypatch, tmp_path):
+    import distill.bench
+    class Table(dict):
+        def __str__(self): return 'plain beside ours'
+        def to_dict(self): return self
+    def bench_recipes(folder, minutes, seed, **kw):
+        kw['progress_callback'](0.5, 'half')
+        return Table(folder=str(folder), minutes=minutes, seed=seed, device=kw['device'])
+    monkeypatch.setattr(distill.bench, 'bench_recipes', bench_recipes)
+    assert report('bench', '--recipes', tmp_path, '--minutes', 2, '--device', 'cpu')== \
+        dict(folder=str(tmp_path), minutes=2.0, seed=0, device='cpu')
+    assert run('bench', '--recipes', tmp_path).stdout=='plain beside ours\n'
+
+
+def test_demo(monkeypatch, tmp_path):
+    import distill.synthesis
+    monkeypatch.setattr(distill.synthesis, 'write_collection', partial(distill.synthesis.write_collection, n_files=8))
+    for _ in 'first', 'again':
+        done = run('demo', '-o', tmp_path/'demo', '--minutes', 0.03)
+        assert done.exit_code==0, done.stderr
+        for words in 'demo.wav', 'demo.png', 'demo.distill', 'never learned from', 'nats', 'bits per code', 'are in use':
+            assert words in done.stdout
+        (tmp_path/'demo'/'mine.txt').write_text('mine', encoding='utf-8')
+    assert sf.info(tmp_path/'demo'/'demo.wav').frames==480_000 and (tmp_path/'demo'/'demo.wav.json').exists()
+    assert (tmp_path/'demo'/'demo.png').read_bytes()[:4]==b'\x89PNG' and (tmp_path/'demo'/'mine.txt').exists()
+    assert len(list((tmp_path/'demo'/'sounds').rglob('*.flac')))==8
+
+
+def test_demo_destroys_nothing(tmp_path):
+    (tmp_path/'demo.wav').write_text('mine', encoding='utf-8')
+    done = run('demo', '-o', tmp_path)
+    assert done.exit_code==1 and 'choose another folder' in done.stderr and len(list(tmp_path.iterdir()))==1
+
+
+# --- progress
+def test_lines_are_few(capsys):
+    said, now = [], [0.0]
+    lines = cli.Lines(said.append, clock=lambda: now[0])
+    for i in range(600):    # a minute of steps
+        now[0] += 0.1
+        lines(i/600, f'stage 1: step {i}, loss {1/(i+1):.3f}')
+    assert 10<=len(said)<=13
+    lines(1.0, 'stage 2: step 1')
+    assert said[-1].endswith('stage 2: step 1')
+    before = len(said)
+    for i in range(500): lines(i/500, f'Reading {i}/500: file{i}.wav')
+    assert len(said)==before + 1
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    "And the report stays on standard output."
+    import io
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    out = sys.stdout
+    with cli.progress() as tell:
+        tell(0.5, 'Reading [bold]x[/bold].wav')
+        assert sys.stdout is out
+        time.sleep(0.2)
+    assert '[bold]x[/bold].wav' in sys.stderr.getvalue() and '50' in sys.stderr.getvalue()
+
+
+def test_the_generator_of_torch_is_left_alone(w, tmp_path):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    report('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3, '--seed', 1)
+    assert torch.equal(before, torch.random.get_rng_state())
