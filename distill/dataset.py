@@ -37,20 +37,23 @@ class DatasetConfig:
             raise ValueError(f"crops={self.crops!r}: expected 'random' or 'consecutive'")
         if self.gain_db[0] > self.gain_db[1]: raise ValueError(f'gain_db={self.gain_db}: expected (lowest, highest)')
 
-# %% ../nbs/03_dataset.ipynb #be2f286b
+# %% ../nbs/03_dataset.ipynb #8221e599
 class Split(NamedTuple):
     "Which files are learned from and which are held out, as positions in the list of files."
     train: list
     valid: list
 
-def split_files(n_files: int, fraction: float = 0.2, seed: int = 0) -> Split:
-    "A random split by file that holds out at least one file and keeps at least one."
-    if n_files < 2:
-        raise AudioError(f'{n_files} usable file: learning needs at least 2, for one is held out to measure what was '
-                         "learned. Add more sounds, or cut the file into pieces")
-    order = random.Random(seed).sample(range(n_files), n_files)
-    n_valid = min(n_files - 1, max(1, round(n_files * fraction)))
-    return Split(sorted(order[n_valid:]), sorted(order[:n_valid]))
+def split_files(n_files: int, fraction: float = 0.2, seed: int = 0, same=None) -> Split:
+    "A random split by file that holds out at least one and keeps at least one; equal entries of `same` stay together"
+    groups = {}
+    for i in range(n_files): groups.setdefault(same[i] if same else i, []).append(i)
+    if len(groups) < 2:
+        raise AudioError(f"{n_files} usable {'file' if n_files == 1 else 'files, all the same'}: learning needs at least 2 different "
+                         'ones, for one is held out to measure what was learned. Add more sounds, or cut the file into pieces')
+    order = random.Random(seed).sample(list(groups.values()), len(groups))
+    n_valid = min(len(order) - 1, max(1, round(len(order) * fraction)))
+    part = lambda groups: sorted(i for group in groups for i in group)
+    return Split(part(order[n_valid:]), part(order[:n_valid]))
 
 # %% ../nbs/03_dataset.ipynb #23b3dc82
 def _varispeed(wav, semitones, sample_rate):
@@ -90,7 +93,7 @@ def _named_split(names, valid_names):
                          "folder: has it changed? Use the folder that the model was made from")
     return Split([i for i, n in enumerate(names) if n not in held], [i for i, n in enumerate(names) if n in held])
 
-# %% ../nbs/03_dataset.ipynb #f635d450
+# %% ../nbs/03_dataset.ipynb #5ed791f8
 def load_collection(
     folder,                              # a folder of sounds, searched with its sub-folders
     cfg: DatasetConfig = DatasetConfig(),
@@ -104,7 +107,7 @@ def load_collection(
     files.require(1)
     names = [f.name for f in files.used]
     split = (_named_split(names, valid_names) if valid_names is not None
-             else split_files(len(names), cfg.valid_fraction, cfg.split_seed))
+             else split_files(len(names), cfg.valid_fraction, cfg.split_seed, [f.digest for f in files.used]))
     rng, mels, copies = random.Random(cfg.split_seed), [], []
     for i, file in enumerate(files.used):
         wav = file.load()

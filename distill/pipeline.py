@@ -224,10 +224,12 @@ def fit_codes(
         training_config=dict(seed=seed, dataset=asdict(collection.cfg), stage_1=asdict(training)),
         metadata=_describe_fit(collection, model, result))
 
-# %% ../nbs/09_pipeline.ipynb #84642084
+# %% ../nbs/09_pipeline.ipynb #00952c0f
 def _describe_fit(collection, model, result):
     "What a model file remembers of how it was made"
-    files = dict(train=[collection.names[i] for i in collection.split.train], valid=collection.valid_names)
+    names, digests = collection.names, [f.digest[:16] for f in collection.files.used]
+    files = dict(train=[names[i] for i in collection.split.train], valid=collection.valid_names,
+                 train_digests=[digests[i] for i in collection.split.train])
     used = [h.utilisation for h in collection_health(model, collection.train)]
     scores = dict(log_mel_l1=_rounded(result.best), codes_used=_rounded(used))
     return dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),

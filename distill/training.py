@@ -21,7 +21,7 @@ from .dataset import DatasetConfig, MelCollection, MelWindows, WindowBatch
 from .vqvae import (ConvVQVAE, VQVAEConfig, count_codes, get_adaptive_vqvae_config, health_warnings,
                            level_health, plain_vqvae_config, reconstruction_l1, vqvae_loss)
 
-# %% ../nbs/05_training.ipynb #7632a803
+# %% ../nbs/05_training.ipynb #71a09393
 @dataclass(frozen=True)
 class TrainingConfig:
     "How one stage is trained"
@@ -32,7 +32,7 @@ class TrainingConfig:
     warmup: float = 0.02          # share of the budget in which the learning rate rises
     final_rate: float = 0.02      # the learning rate at the end, as a share of the highest
     schedule: str = 'cosine'      # "cosine" or "constant"
-    validations: int = 20         # times the held-out files are scored
+    validations: int = 12         # times the held-out files are scored
     patience: float = 0.4         # stop when this share of the budget brought nothing better; 1 never
     keep: str = 'best'            # weights to keep: "best" on held-out files, or "last"
     ema_decay: float = 0.995      # of the moving average of the weights, which is what is scored and kept; 0: none
@@ -145,7 +145,7 @@ class AveragedWeights:
     def _set(self, values):
         for p, value in zip(self.parameters, values): p.copy_(value)
 
-# %% ../nbs/05_training.ipynb #cfd5a6b7
+# %% ../nbs/05_training.ipynb #ac3fa7fc
 def train(
     objective: Objective,
     batches,                  # an iterator of batches (named tuples of tensors)
@@ -158,7 +158,7 @@ def train(
     "Train until the budget is spent, keeping the best weights by held-out score"
     device, result = pick_device(device), TrainingResult()
     accelerator = _accelerator(cfg, device)
-    optimizer = torch.optim.AdamW(objective.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(objective.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     step_module, optimizer = accelerator.prepare(objective, optimizer)
     best, best_at, next_look, started = None, 0.0, 1 / cfg.validations, time.perf_counter()
     average = AveragedWeights(objective.train(), cfg.ema_decay)
