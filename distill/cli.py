@@ -377,7 +377,7 @@ def doctor(folder:Folder, as_json:AsJson=False):
     print(f'Verdict: {verdict.words}')
     return answer
 
-# %% ../nbs/15_cli.ipynb #909688c7
+# %% ../nbs/15_cli.ipynb #696f0758
 class Ready(NamedTuple):
     "A folder that was read, and what is left of the time"
     collection:object # a `MelCollection`
@@ -386,12 +386,12 @@ class Ready(NamedTuple):
 
 def read_folder(folder, minutes, epochs, tell, loaded=None):
     "Read a folder within the time box, and say what is not used"
-    from distill.dataset import DatasetConfig, load_collection
+    from distill.dataset import load_collection
+    from distill.pipeline import collection_of
     if minutes and epochs: raise typer.BadParameter('give either --minutes or --epochs.')
     started, minutes = time.monotonic(), minutes or 5.0
-    dataset = DatasetConfig(**loaded.training_config['dataset']) if loaded else DatasetConfig()
-    held_out = loaded.metadata['files']['valid'] if loaded else None
-    collection = load_collection(folder, dataset, valid_names=held_out, progress_callback=tell)
+    if loaded: collection = collection_of(loaded, folder, tell)
+    else: collection = load_collection(folder, progress_callback=tell)
     spent = (time.monotonic() - started)/60
     return Ready(collection, max(0.02, minutes - spent), epochs)
 
@@ -479,24 +479,19 @@ def fit_report(
     if stop(): raise Interrupted(stop.code, dict(report, interrupted=True))
     return report
 
-# %% ../nbs/15_cli.ipynb #d44ea506
+# %% ../nbs/15_cli.ipynb #48a977f5
 def learn(folder, out, minutes, epochs, seed, device, stages=2):
     "Read a folder, train one stage or both, save, report; returns the report and the model"
-    from distill.pipeline import STAGE_1_SHARE, fit_codes, fit_prior
+    from distill.pipeline import fit_codes, fit_model
     from distill.training import pick_device
-    target, stop, share = model_target(out), Stopper(), STAGE_1_SHARE if stages == 2 else 1.0
-    device = pick_device(device)
+    target, stop, device = model_target(out), Stopper(), pick_device(device)
     with progress() as bar:
         ready = read_folder(folder, minutes, epochs, part(bar, 0, 0.03))
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        started, common = time.monotonic(), dict(collection=ready.collection, should_stop=stop)
         with stop.listening():
-            loaded = fit_codes(folder, share*ready.minutes, epochs, seed, device,
-                               progress_callback=part(tell, 0.03, share), **common)
-            if stages == 2 and not stop():
-                left = max(0.02, ready.minutes - (time.monotonic() - started)/60)
-                loaded = fit_prior(loaded, folder, left, epochs, seed,
-                                   progress_callback=part(tell, share, 1), **common)
+            loaded = (fit_model if stages == 2 else fit_codes)(
+                folder, ready.minutes, epochs, seed, device, collection=ready.collection,
+                progress_callback=part(tell, 0.03, 1), should_stop=stop)
             keep_or_drop(loaded, target, stop)
     return fit_report(loaded, ready.collection, target, stop), loaded
 

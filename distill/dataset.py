@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .audio import AudioError, Collection, scan_folder
 from .spectrogram import AudioSpectrogram
 
-# %% ../nbs/03_dataset.ipynb #17f93903
+# %% ../nbs/03_dataset.ipynb #b2a42d5e
 @dataclass(frozen=True)
 class DatasetConfig:
     "How a collection is split and presented."
@@ -35,6 +35,10 @@ class DatasetConfig:
             raise ValueError(f'valid_fraction={self.valid_fraction}: expected a share between 0 and 1, such as 0.2')
         if self.crops not in ('random', 'consecutive'):
             raise ValueError(f"crops={self.crops!r}: expected 'random' or 'consecutive'")
+        object.__setattr__(self, 'gain_db', tuple(self.gain_db))                    # a list after JSON
+        if not 0 <= self.tile_probability <= 1: raise ValueError(f'tile_probability={self.tile_probability}: expected 0 to 1')
+        for name in ('tilt_db', 'speed_semitones', 'speed_copies'):
+            if getattr(self, name) < 0: raise ValueError(f'{name}={getattr(self, name)}: expected 0 or more')
         if self.gain_db[0] > self.gain_db[1]: raise ValueError(f'gain_db={self.gain_db}: expected (lowest, highest)')
 
 # %% ../nbs/03_dataset.ipynb #8221e599
@@ -62,8 +66,8 @@ def _varispeed(wav, semitones, sample_rate):
     out = soxr.resample(wav.numpy(), sample_rate * 2 ** (semitones / 12), sample_rate)
     return torch.from_numpy(out) if len(out) else wav
 
-# %% ../nbs/03_dataset.ipynb #ad544120
-@dataclass(frozen=True)
+# %% ../nbs/03_dataset.ipynb #b041aa60
+@dataclass(frozen=True, eq=False)
 class MelCollection:
     "A folder of sounds as log-mel spectrograms, split by file"
     files: Collection    # what became of every file of the folder
@@ -117,7 +121,7 @@ def load_collection(
             copies.append(spectrogram.waveform_to_mel(copy))
     return MelCollection(files, mels, split, copies, cfg, spectrogram)
 
-# %% ../nbs/03_dataset.ipynb #c3156cf6
+# %% ../nbs/03_dataset.ipynb #44e4b833
 def cut_window(
     mel,         # one file (m, f)
     length: int, # frames
@@ -138,7 +142,7 @@ def cut_window(
     pad = (start, length - frames - start)
     return F.pad(mel, pad, value=floor), F.pad(torch.ones(frames, dtype=torch.bool), pad)
 
-# %% ../nbs/03_dataset.ipynb #d6497bb4
+# %% ../nbs/03_dataset.ipynb #f96ee661
 class WindowBatch(NamedTuple):
     "Windows, and which of their frames hold sound"
     mel: torch.Tensor    # natural-log mels (b, 1, m, f)
@@ -146,7 +150,7 @@ class WindowBatch(NamedTuple):
 
     def to(self, device): return WindowBatch(*(x.to(device) for x in self))
 
-# %% ../nbs/03_dataset.ipynb #a4697679
+# %% ../nbs/03_dataset.ipynb #7ce64a5f
 class MelWindows:
     "An endless supply of augmented training windows"
     def __init__(
@@ -168,14 +172,15 @@ class MelWindows:
         mel, sound = cut_window(mel, cfg.window_frames, rng.random() < cfg.tile_probability, rng, self.floor)
         change = torch.full((len(mel), 1), rng.uniform(*cfg.gain_db))
         if cfg.tilt_db: change += torch.linspace(-1, 1, len(mel))[:, None] * rng.gauss(0, cfg.tilt_db)
-        return (mel + change * (math.log(10) / 20)).clamp(min=self.floor), sound
+        louder = mel + change * (math.log(10) / 20)
+        return torch.where(mel > self.floor + 1e-3, louder, mel).clamp(min=self.floor), sound       # silence stays silence
 
     def __iter__(self): return self
     def __next__(self) -> WindowBatch:
         mels, sound = zip(*[self.window() for _ in range(self.batch_size)])
         return WindowBatch(torch.stack(mels)[:, None], torch.stack(sound))
 
-# %% ../nbs/03_dataset.ipynb #589ece12
+# %% ../nbs/03_dataset.ipynb #1a1d12fc
 def _consecutive(mels, length, floor):
     "Every file cut at 0, 1, 2… windows, the last padded with silence: how it is usually done"
     pieces = [piece for mel in mels for piece in mel.split(length, -1)]

@@ -6,14 +6,14 @@
 __all__ = ['Unseen', 'unseen_files', 'resound', 'FileScore', 'score_file', 'LevelScore', 'describe_evaluation',
            'EvaluationReport', 'show_evaluation', 'evaluate_model']
 
-# %% ../nbs/11_evaluate.ipynb #ee33150a
+# %% ../nbs/11_evaluate.ipynb #f31030c8
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 import torch
 from .audio import AudioError, Collection, FileReport, scan_folder
-from .dataset import DatasetConfig, MelWindows, load_collection
-from .model import LoadedVQModel
-from .prior import extract_code_sequences, held_out_sequences, measure_bits, prior_bits
+from .dataset import DatasetConfig, load_collection
+from .model import LoadedVQModel, config_from_dict
+from .prior import file_sequences, measure_bits, prior_bits
 from .spectrogram import AudioSpectrogram, log_mel_l1
 from .training import collection_health, excerpt, part_of_progress
 from .vqvae import reconstruct_mel
@@ -39,7 +39,7 @@ def unseen_files(
                          'these a score says nothing. Use the folder that it was made from, or sounds new to it')
     return Unseen(scored, learned)
 
-# %% ../nbs/11_evaluate.ipynb #32e84fa3
+# %% ../nbs/11_evaluate.ipynb #01bd3aba
 def resound(
     spectrogram: AudioSpectrogram,
     mel,                           # natural-log mel (m, f)
@@ -51,7 +51,7 @@ def resound(
     hop, frames, parts = spectrogram.cfg.hop_length, mel.shape[-1], []
     for start in range(0, frames, piece_frames):
         first, last = max(0, start - margin), min(frames, start + piece_frames + margin)
-        n = min(n_samples - first * hop, (last - first) * hop)
+        n = min(n_samples - first * hop, (last - first) * hop - 1)
         wav = spectrogram.mel_to_waveform(mel[:, first:last], n)
         parts.append(spectrogram.waveform_to_mel(wav)[:, start - first:min(frames, start + piece_frames) - first])
     return torch.cat(parts, -1)
@@ -77,7 +77,7 @@ def score_file(
     heard, best = (resound(spectrogram, m, len(wav)) for m in (drawn, mel))
     return FileScore(file.name, mel.shape[-1], log_mel_l1(drawn, mel), log_mel_l1(heard, mel), log_mel_l1(best, mel))
 
-# %% ../nbs/11_evaluate.ipynb #ccc9ef02
+# %% ../nbs/11_evaluate.ipynb #92bcd86b
 class LevelScore(NamedTuple):
     "One level of the codes"
     used: float                    # share of its codes that occur, 0…1
@@ -91,16 +91,14 @@ def _bits_alone(loaded, test):
     levels = [(bits[:, level::q][test.sound[:, level::q]].mean().item(), None) for level in range(q)]
     return bits[test.sound].mean().item(), None, levels
 
-def _bits(loaded, mels, collection, progress_callback):
+def _bits(loaded, mels, collection):
     "(bits, unigram, [(bits, unigram) per level]) on spectrograms; `collection` has the training files, or is None"
     if loaded.prior is None: return None, None, [(None, None)] * loaded.vqvae_config.n_quantizers
     window = loaded.training_config.get('dataset', {}).get('window_frames', DatasetConfig().window_frames)
-    test = held_out_sequences(loaded.model, excerpt(mels), window)
+    test = file_sequences(loaded.model, excerpt(mels), window)
     if collection is None: return _bits_alone(loaded, test)
-    settings = loaded.training_config
-    seed = settings.get('stage_2', settings).get('seed', 0)
-    windows = MelWindows(collection, 32, seed + 1)
-    return tuple(measure_bits(loaded.prior, extract_code_sequences(loaded.model, windows, 3000, progress_callback), test))
+    known = file_sequences(loaded.model, excerpt(collection.train, 60_000), window)
+    return tuple(measure_bits(loaded.prior, known, test))
 
 # %% ../nbs/11_evaluate.ipynb #35ec5cea
 def _row(title, values, form): return f'{title:<16}' + ''.join(f'{"–" if v is None else form(v):>9}' for v in values)
@@ -176,7 +174,7 @@ def show_evaluation(
     for ax in axes: ax.legend(fontsize=7, loc='lower right' if ax is axes[1] else 'best')
     return axes
 
-# %% ../nbs/11_evaluate.ipynb #fe360ee6
+# %% ../nbs/11_evaluate.ipynb #86a1c3d5
 def evaluate_model(
     loaded: LoadedVQModel,
     folder,                   # a folder of sounds: the one that it was made from, or any other
@@ -192,7 +190,7 @@ def evaluate_model(
     collection = _with_training_files(loaded, folder, unseen, part_of_progress(progress_callback, 0.6, 0.7))
     mels = collection.valid if collection else [_mel(loaded, file) for file in unseen.scored]
     health = collection_health(loaded.model, collection.train if collection else mels)
-    bits, unigram, by_level = _bits(loaded, mels, collection, part_of_progress(progress_callback, 0.7, 1))
+    bits, unigram, by_level = _bits(loaded, mels, collection)
     tell(1.0, f'{len(scores)} files scored')
     frames = sum(s.frames for s in scores)
     means = {name: sum(getattr(s, name) * s.frames for s in scores) / frames for name in ('mel', 'wave', 'ceiling')}
@@ -201,13 +199,13 @@ def evaluate_model(
                             sum(f.seconds for f in unseen.scored), **means, levels=levels, bits_per_code=bits,
                             unigram_bits_per_code=unigram)
 
-# %% ../nbs/11_evaluate.ipynb #3f0665cb
+# %% ../nbs/11_evaluate.ipynb #eee378de
 def _mel(loaded, file): return loaded.spectrogram.waveform_to_mel(file.load().to(loaded.device)).cpu()
 
 def _with_training_files(loaded, folder, unseen, progress_callback):
     "The collection that the model was trained on, held-out files included, or None in a foreign folder"
     if not unseen.learned: return None
-    cfg = DatasetConfig(**{k: tuple(v) if isinstance(v, list) else v
-                           for k, v in loaded.training_config.get('dataset', {}).items()})
+    settings = loaded.training_config.get('dataset')
+    cfg = config_from_dict(DatasetConfig, settings) if settings else DatasetConfig()
     return load_collection(folder, cfg, AudioSpectrogram(loaded.spectrogram_config),
                            [f.name for f in unseen.scored], progress_callback)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PEAK', 'STAGE_1_SHARE', 'encode_waveform', 'decode_to_mel', 'decode_codes', 'crossfade_chunks', 'limit_peak',
-           'generate_audio_from_prior', 'Clip', 'generate_clip', 'fit_codes', 'fit_prior', 'fit_model']
+           'generate_audio_from_prior', 'Clip', 'generate_clip', 'fit_codes', 'collection_of', 'fit_prior', 'fit_model']
 
-# %% ../nbs/09_pipeline.ipynb #438e2f19
+# %% ../nbs/09_pipeline.ipynb #dd46f863
 import base64
 import io
 import json
@@ -20,10 +20,10 @@ import torch
 from . import __version__
 from .audio import AudioError, encode_sound, explain_write_error, save_audio, write_atomically
 from .dataset import DatasetConfig, MelCollection, load_collection
-from .model import LoadedVQModel
+from .model import LoadedVQModel, ModelFileError, config_from_dict
 from .prior import prior_config_for, prior_training_config, train_prior, unflatten_codes
 from .sampling import SamplingConfig, Stopped, resolve_seed, sample_code_sequence
-from .spectrogram import AudioSpectrogram, show_mel
+from .spectrogram import AudioSpectrogram, SpectrogramConfig, show_mel
 from .training import Budget, TrainingConfig, collection_health, epoch_steps, part_of_progress, pick_device, train_vqvae
 from .vqvae import STRIDE, get_adaptive_vqvae_config
 
@@ -85,7 +85,7 @@ def crossfade_chunks(
         start += len(chunk) - overlap
     return (out / weight)[:n_samples]
 
-# %% ../nbs/09_pipeline.ipynb #f1a32a1a
+# %% ../nbs/09_pipeline.ipynb #676a3a0d
 PEAK = 0.95  # of full scale
 
 def limit_peak(wav, peak: float = PEAK):
@@ -97,11 +97,11 @@ def _chunk_samples(loaded):
     return (loaded.prior_config.max_columns * STRIDE - 1) * loaded.spectrogram_config.hop_length
 
 def _check_length(duration_s, overlap_ms):
-    if not (isinstance(duration_s, (int, float)) and 0 < duration_s < 36_000):
-        raise ValueError(f'duration_s={duration_s}: expected seconds, more than 0 and less than ten hours')
+    if not (isinstance(duration_s, (int, float)) and 1e-4 <= duration_s < 36_000):
+        raise ValueError(f'duration_s={duration_s}: expected seconds, more than 0 (0.0001) and less than ten hours')
     if not 0 <= overlap_ms <= 200: raise ValueError(f'overlap_ms={overlap_ms}: expected 0 to 200 milliseconds')
 
-# %% ../nbs/09_pipeline.ipynb #24f94738
+# %% ../nbs/09_pipeline.ipynb #563b6ef9
 def generate_audio_from_prior(
     loaded: LoadedVQModel,
     temperature: float = 1.0,     # 0.1–2; above 1 more surprising, below 1 safer
@@ -109,7 +109,7 @@ def generate_audio_from_prior(
     top_p: float = 0.9,           # choose among the likeliest codes that make up this probability; 0 is off
     duration_s: float = 10.0,     # seconds
     overlap_ms: float = 50,       # crossfade between chunks, 0–200 ms
-    seed: int = None,             # the same seed gives the same sound; None: a new one
+    seed: int = None,             # the same seed gives the same sound; None: a new one. Neighbouring seeds share chunks
     progress_callback=None,       # called with (fraction, text), such as "Generating chunk 2/4…"
     should_stop=lambda: False,    # asked now and then; True raises `Stopped`
     sampling: SamplingConfig = None,  # all the sampler's settings, in place of the three above
@@ -134,8 +134,8 @@ def generate_audio_from_prior(
     tell(1.0, f'{duration_s:g} s generated, seed {cfg.seed}')
     return limit_peak(crossfade_chunks(chunks, overlap, n_samples))
 
-# %% ../nbs/09_pipeline.ipynb #b0d570f5
-@dataclass(frozen=True)
+# %% ../nbs/09_pipeline.ipynb #e2f4b7d7
+@dataclass(frozen=True, eq=False)
 class Clip:
     "A sound, and the settings that it can be made again from"
     wav: torch.Tensor                             # mono (t,), −1…1
@@ -149,7 +149,8 @@ class Clip:
 
     def show(self, ax=None):
         "Draw its spectrogram; returns the axes"
-        return show_mel(AudioSpectrogram().waveform_to_mel(self.wav), ax=ax)
+        cfg = SpectrogramConfig(sample_rate=self.sample_rate)
+        return show_mel(AudioSpectrogram(cfg).waveform_to_mel(self.wav), cfg, ax)
 
     def _repr_html_(self):
         "A player and a picture, for notebooks"
@@ -191,13 +192,17 @@ def generate_clip(
                     model=loaded.metadata.get('name', ''), model_fingerprint=loaded.fingerprint, distill_version=__version__)
     return Clip(wav, loaded.spectrogram_config.sample_rate, settings)
 
-# %% ../nbs/09_pipeline.ipynb #8dfb7a8b
-STAGE_1_SHARE = 0.6   # of the time box
+# %% ../nbs/09_pipeline.ipynb #ab5256e0
+STAGE_1_SHARE = 0.7   # of the time box
 
 def _budget(minutes, epochs, collection, training):
-    return Budget(steps=epochs * epoch_steps(collection, training.batch_size)) if epochs else Budget(minutes=max(0.01, minutes))
+    if epochs is not None and epochs < 1: raise ValueError(f'epochs={epochs}: expected at least 1')
+    if not epochs and minutes <= 0: raise ValueError(f'minutes={minutes}: expected more than 0, such as 5')
+    return Budget(steps=epochs * epoch_steps(collection, training.batch_size)) if epochs else Budget(minutes=minutes)
 
-def _rounded(x): return [_rounded(v) for v in x] if isinstance(x, (list, tuple)) else round(float(x), 4)
+def _rounded(x):
+    if isinstance(x, (list, tuple)): return [_rounded(v) for v in x]
+    return round(float(x), 4) if math.isfinite(x) else None              # JSON knows no infinity
 
 # %% ../nbs/09_pipeline.ipynb #1f8aadb5
 def fit_codes(
@@ -236,7 +241,20 @@ def _describe_fit(collection, model, result):
                 collection=collection.files.fingerprint, files=files, seconds=round(collection.seconds, 1),
                 minutes=round(result.seconds / 60, 3), steps=[result.steps], scores=scores, distill_version=__version__)
 
-# %% ../nbs/09_pipeline.ipynb #9b6633a0
+# %% ../nbs/09_pipeline.ipynb #7102aa24
+def collection_of(
+    loaded: LoadedVQModel,
+    folder,                   # the folder it was made from
+    progress_callback=None,
+) -> MelCollection:
+    "A folder as this model saw it, its held-out files held out again; raises `ModelFileError` when it does not know them"
+    files, settings = loaded.metadata.get('files', {}), loaded.training_config.get('dataset')
+    if not files.get('valid') or not settings:
+        raise ModelFileError('this model does not say which files it was made from: make it with `distill train` or `fit`')
+    return load_collection(folder, config_from_dict(DatasetConfig, settings), AudioSpectrogram(loaded.spectrogram_config),
+                           files['valid'], progress_callback)
+
+# %% ../nbs/09_pipeline.ipynb #c47897de
 def fit_prior(
     loaded: LoadedVQModel,        # stage 1; gets the prior
     folder,                       # the folder it was made from
@@ -250,9 +268,8 @@ def fit_prior(
     collection: MelCollection = None,  # the folder, if it is loaded already
 ) -> LoadedVQModel:
     "Stage 2: a prior over the codes of a model, on the same split of the files"
-    started, dataset = time.perf_counter(), DatasetConfig(**loaded.training_config['dataset'])
-    collection = collection or load_collection(folder, dataset, valid_names=loaded.metadata['files']['valid'],
-                                               progress_callback=part_of_progress(progress_callback, 0, 0.05))
+    started = time.perf_counter()
+    collection = collection or collection_of(loaded, folder, part_of_progress(progress_callback, 0, 0.05))
     cfg, training = prior_config_for(loaded.model, collection, **(prior or {})), replace(training, seed=seed)
     budget = _budget(minutes, epochs, collection, training).after(time.perf_counter() - started)
     network, result, bits = train_prior(loaded.model, collection, cfg, training, budget, loaded.device,
@@ -264,7 +281,7 @@ def fit_prior(
     return replace(loaded, prior=network, prior_config=cfg, metadata=metadata,
                    training_config=dict(loaded.training_config, stage_2=asdict(training)))
 
-# %% ../nbs/09_pipeline.ipynb #19474f37
+# %% ../nbs/09_pipeline.ipynb #8eee8fee
 def fit_model(
     folder,                   # a folder of sounds
     minutes: float = 5.0,     # time box for everything
@@ -276,13 +293,12 @@ def fit_model(
     prior: dict = None,       # fields of `PriorConfig` that differ from the adaptive ones
     progress_callback=None,   # called with (fraction, text)
     should_stop=lambda: False,  # asked at every step; True ends the fit and keeps what was learned
+    collection: MelCollection = None,  # the folder, if it is loaded already
 ) -> LoadedVQModel:
     "Both stages: from a folder of sounds to a model that makes new ones"
     started = time.perf_counter()
-    if minutes <= 0: raise ValueError(f'minutes={minutes}: expected more than 0, such as 5')
-    if epochs is not None and epochs < 1: raise ValueError(f'epochs={epochs}: expected at least 1')
-    left = lambda: minutes - (time.perf_counter() - started) / 60
-    collection = load_collection(folder, dataset, progress_callback=part_of_progress(progress_callback, 0, 0.03))
+    left = lambda: max(0.01 if minutes > 0 else minutes, minutes - (time.perf_counter() - started) / 60)
+    collection = collection or load_collection(folder, dataset, progress_callback=part_of_progress(progress_callback, 0, 0.03))
     loaded = fit_codes(folder, STAGE_1_SHARE * left(), epochs, seed, device, dataset, vqvae=vqvae, collection=collection,
                        progress_callback=part_of_progress(progress_callback, 0.03, STAGE_1_SHARE), should_stop=should_stop)
     if should_stop(): return loaded

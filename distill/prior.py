@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODING_SHARE', 'flatten_codes', 'unflatten_codes', 'PriorConfig', 'get_adaptive_prior_config', 'Block',
-           'neighbours', 'grid_context', 'CodeEmbedding', 'CodeHead', 'LayerCache', 'KVCache', 'CodePrior', 'step',
-           'CodeSequences', 'extract_code_sequences', 'held_out_sequences', 'CodeBits', 'unigram_bits', 'prior_bits',
+           'neighbours', 'grid_context', 'CodeEmbedding', 'CodeHead', 'LayerCache', 'KVCache', 'CodePrior',
+           'CodeSequences', 'extract_code_sequences', 'file_sequences', 'CodeBits', 'unigram_bits', 'prior_bits',
            'measure_bits', 'NextCode', 'shuffled_batches', 'prior_training_config', 'prior_config_for', 'train_prior']
 
 # %% ../nbs/06_prior.ipynb #bdd9f7de
@@ -92,7 +92,7 @@ class Block(nn.Module):
         x = x + self.dropout(self.proj(y.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
-# %% ../nbs/06_prior.ipynb #dc161040
+# %% ../nbs/06_prior.ipynb #d1d387f8
 def neighbours(n_bands: int) -> tuple:
     "How many places back the neighbours on the grid are: one band down; the column before (same band and beside); two before"
     return (1, max(1, n_bands - 1), n_bands, n_bands + 1, 2 * n_bands)
@@ -103,7 +103,7 @@ def grid_context(
     n_bands,
 ):              # (b, n, 6·c)
     "For each slot: the sum of the vectors of its place so far, and the finished vectors of its neighbours"
-    (q, k, c), n = vectors.shape, codes.shape[1]
+    q, k, n = *vectors.shape[:2], codes.shape[1]
     rows = F.pad(codes, (0, -n % q)).unflatten(1, (-1, q)) + k * torch.arange(q, device=codes.device)      # (b, p, q)
     upto = vectors.flatten(0, 1)[rows].cumsum(2)                                                           # (b, p, q, c)
     done, so_far = upto[:, :, -1], F.pad(upto[:, :, :-1], (0, 0, 1, 0))
@@ -208,9 +208,9 @@ class CodePrior(nn.Module):
         "An empty cache for `batch_size` sequences that are sampled side by side"
         return KVCache(self.cfg, batch_size, self.embedding.start.detach())
 
-# %% ../nbs/06_prior.ipynb #b493cc6f
+# %% ../nbs/06_prior.ipynb #3a671226
 @torch.inference_mode()
-def step(
+def _step(
     self: CodePrior,
     tokens,          # the codes just drawn (b,); None at the very start
     cache: KVCache,
@@ -227,7 +227,7 @@ def step(
     cache.filled += 1
     return self.head(x, t, self.vectors)[:, 0]
 
-CodePrior.step = step
+CodePrior.step = _step
 
 # %% ../nbs/06_prior.ipynb #f535badc
 class CodeSequences(NamedTuple):
@@ -237,7 +237,7 @@ class CodeSequences(NamedTuple):
 
     def to(self, device): return CodeSequences(*(x.to(device) for x in self))
 
-# %% ../nbs/06_prior.ipynb #87046c5b
+# %% ../nbs/06_prior.ipynb #fbb827e7
 def _column_mask(sound, n_per_column):
     "A frame mask (b, f) as a mask of codes (b, t): a column counts if any of its frames does"
     columns = F.pad(sound, (0, -sound.shape[1] % STRIDE)).unflatten(1, (-1, STRIDE)).any(-1)
@@ -246,7 +246,7 @@ def _column_mask(sound, n_per_column):
 @torch.inference_mode()
 def _encode(model, mel, sound):
     shape = model.latent_shape(mel.shape[-2:])
-    codes = flatten_codes(model.quantize(model.encode(mel.to(model.mel_mean.device))).indices.cpu(), shape)
+    codes = flatten_codes(model.quantize(model.encode(mel.to(model.device))).indices.cpu(), shape)
     return CodeSequences(codes, _column_mask(sound, codes.shape[1] // shape[1]))
 
 # %% ../nbs/06_prior.ipynb #e8deaddd
@@ -266,8 +266,8 @@ def extract_code_sequences(
         if progress_callback: progress_callback((i + 1) / batches, f'encoding window {min(n_windows, (i + 1) * windows.batch_size)}/{n_windows}')
     return CodeSequences(*(torch.cat(x)[:n_windows] for x in zip(*parts)))
 
-# %% ../nbs/06_prior.ipynb #18b19526
-def held_out_sequences(
+# %% ../nbs/06_prior.ipynb #c51e72dc
+def file_sequences(
     model: ConvVQVAE,
     mels: list,                # natural-log mels (m, f)
     window_frames: int,
@@ -280,11 +280,11 @@ def held_out_sequences(
         parts.append(_encode(model, F.pad(piece[None, None], (0, extra, 0, 0), mode='replicate'), sound))
     return CodeSequences(*(torch.cat(x) for x in zip(*parts)))
 
-# %% ../nbs/06_prior.ipynb #126f6b75
+# %% ../nbs/06_prior.ipynb #d1c5eea5
 class CodeBits(NamedTuple):
     "Bits per code on held-out files"
     prior: float        # of the prior
-    unigram: float      # of each level's own histogram, learned from the training windows
+    unigram: float      # of each level's own histogram in the training files
     by_level: list      # (prior, unigram) for every level
 
     @property
@@ -319,11 +319,11 @@ def prior_bits(
     prior.train(was_training)
     return torch.cat(bits) / math.log(2)
 
-# %% ../nbs/06_prior.ipynb #124e6d3d
+# %% ../nbs/06_prior.ipynb #814f9610
 def measure_bits(
     prior: CodePrior,
-    train: CodeSequences,
-    test: CodeSequences,
+    train: CodeSequences,   # of the training files, for the unigram
+    test: CodeSequences,    # of the held-out files
 ) -> CodeBits:
     "Bits per code of the prior and of the unigram, over the codes that count"
     q = prior.cfg.n_quantizers
@@ -365,7 +365,7 @@ def prior_config_for(model: ConvVQVAE, collection: MelCollection, **overrides) -
         "codebook_size": model.cfg.codebook_size, 'n_quantizers': model.cfg.n_quantizers, 'n_bands': bands,
         "max_columns": columns, **overrides})
 
-# %% ../nbs/06_prior.ipynb #7705276a
+# %% ../nbs/06_prior.ipynb #71d831c0
 ENCODING_SHARE = 0.15  # of a time box, at most, goes into encoding windows
 
 def train_prior(
@@ -389,9 +389,10 @@ def train_prior(
         torch.manual_seed(cfg.seed)
         train_set = extract_code_sequences(model, MelWindows(collection, 32, cfg.seed + 1), n_windows,
                                            part_of_progress(progress_callback, 0, ENCODING_SHARE), enough)
-        held_out = held_out_sequences(model, excerpt(collection.valid), collection.cfg.window_frames)
+        held_out = file_sequences(model, excerpt(collection.valid), collection.cfg.window_frames)
         prior = CodePrior(prior_cfg).to(device)
         prior.set_vectors(model.quantizer.codebooks.detach())
         result = train(NextCode(prior, held_out), shuffled_batches(train_set, cfg.batch_size, cfg.seed), cfg,
                        budget.after(spent()), device, part_of_progress(progress_callback, ENCODING_SHARE, 1), should_stop)
-    return prior, result, measure_bits(prior, train_set, held_out)
+    known = file_sequences(model, excerpt(collection.train, 60_000), collection.cfg.window_frames)
+    return prior, result, measure_bits(prior, known, held_out)

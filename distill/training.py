@@ -21,7 +21,7 @@ from .dataset import DatasetConfig, MelCollection, MelWindows, WindowBatch
 from .vqvae import (ConvVQVAE, VQVAEConfig, count_codes, get_adaptive_vqvae_config, health_warnings,
                            level_health, plain_vqvae_config, reconstruction_l1, vqvae_loss)
 
-# %% ../nbs/05_training.ipynb #71a09393
+# %% ../nbs/05_training.ipynb #7f96d9a1
 @dataclass(frozen=True)
 class TrainingConfig:
     "How one stage is trained"
@@ -42,6 +42,7 @@ class TrainingConfig:
     def __post_init__(self):
         for name in ('learning_rate', 'grad_clip', 'batch_size', 'validations'):
             if getattr(self, name) <= 0: raise ValueError(f'{name}={getattr(self, name)}: expected more than 0')
+        if not 0 <= self.ema_decay < 1: raise ValueError(f'ema_decay={self.ema_decay}: expected 0 to below 1')
         for name, among in (('schedule', ('cosine', 'constant')), ('keep', ('best', 'last')), ('precision', ('auto', 'fp32', 'bf16'))):
             if getattr(self, name) not in among: raise ValueError(f'{name}={getattr(self, name)!r}: expected one of {among}')
 
@@ -102,14 +103,14 @@ class TrainingResult:
     @property
     def seconds(self) -> float: return self.history[-1]['seconds'] if self.history else 0.0
 
-# %% ../nbs/05_training.ipynb #7f0cdf0f
+# %% ../nbs/05_training.ipynb #4e0f0e9a
 def pick_device(device: str = None) -> torch.device:
     "The named device, or the best there is: CUDA, then MPS, then CPU"
     available = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if device is None: return torch.device(next(name for name, there in available.items() if there))
     try: chosen = torch.device(device)
     except RuntimeError: raise ValueError(f"device={device!r}: expected 'cuda', 'mps' or 'cpu'") from None
-    if not available.get(chosen.type): raise ValueError(f"device={device!r} is not available here: leave it out, or use 'cpu'")
+    if not available.get(chosen.type) or (chosen.index or 0) >= max(1, torch.cuda.device_count()): raise ValueError(f"device={device!r} is not available here: leave it out, or use 'cpu'")
     return chosen
 
 def _accelerator(cfg, device):
@@ -117,13 +118,15 @@ def _accelerator(cfg, device):
               else device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', bool)())
     precision = 'bf16' if cfg.precision == 'bf16' or (cfg.precision == 'auto' and native) else 'no'
     if PartialState._shared_state and PartialState().num_processes == 1: AcceleratorState._reset_state(True)  # a notebook
+    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)
     return Accelerator(cpu=device.type == 'cpu', mixed_precision=precision)                          # trains many times
 
-# %% ../nbs/05_training.ipynb #141d203a
+# %% ../nbs/05_training.ipynb #402fa1d3
 class AveragedWeights:
-    "A moving average of a module's parameters"
+    "A moving average of a module's parameters, and of the statistics of its batch normalisation"
     def __init__(self, module: nn.Module, decay: float):
-        self.parameters, self.decay, self.steps = list(module.parameters()), decay, 0
+        statistics = [b for name, b in module.named_buffers() if 'running_' in name]     # of batch normalisation
+        self.parameters, self.decay, self.steps = [*module.parameters(), *statistics], decay, 0
         self.mean = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
@@ -145,7 +148,7 @@ class AveragedWeights:
     def _set(self, values):
         for p, value in zip(self.parameters, values): p.copy_(value)
 
-# %% ../nbs/05_training.ipynb #ac3fa7fc
+# %% ../nbs/05_training.ipynb #da642e46
 def train(
     objective: Objective,
     batches,                  # an iterator of batches (named tuples of tensors)
@@ -162,37 +165,44 @@ def train(
     step_module, optimizer = accelerator.prepare(objective, optimizer)
     best, best_at, next_look, started = None, 0.0, 1 / cfg.validations, time.perf_counter()
     average = AveragedWeights(objective.train(), cfg.ema_decay)
-    while (fraction := budget.fraction(result.steps)) < 1 and not result.stopped:
+    fraction = budget.fraction(0)
+    while fraction < 1 and not result.stopped:
         objective.start_step(fraction)
         for group in optimizer.param_groups: group['lr'] = learning_rate_at(fraction, cfg)
         loss = step_module(next(batches).to(accelerator.device))
+        if not math.isfinite(value := loss.item()):
+            result.stopped = _diverged(best, result.steps, cfg)
+            break
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(objective.parameters(), cfg.grad_clip)
         optimizer.step()
         average.update()
-        result.steps, fraction, value = result.steps + 1, budget.fraction(result.steps + 1), loss.item()
-        if not math.isfinite(value): raise _diverged(result.steps, cfg)
+        result.steps, fraction = result.steps + 1, budget.fraction(result.steps + 1)
         if should_stop(): result.stopped = 'asked to'
         if fraction >= min(next_look, 1) or result.stopped:
             next_look = fraction + 1 / cfg.validations
-            with average.in_place(): score, weights = objective.score(), _copied(objective.state_dict())
-            result.history.append(dict(step=result.steps, fraction=fraction, loss=value, score=score, ready=objective.ready,
-                                       seconds=time.perf_counter() - started, **objective.figures()))
-            if objective.ready and (score < result.best or cfg.keep == 'last' or best is None):
-                best, best_at, result.best = weights, fraction, score
-            elif objective.ready and fraction - best_at > cfg.patience: result.stopped = 'no progress'
+            score, weights = _examine(objective, average, result, fraction=fraction, loss=value,
+                                      seconds=time.perf_counter() - started)
+            if objective.ready and (score < result.best or cfg.keep == 'last'): best, best_at, result.best = weights, fraction, score
+            elif objective.ready and fraction - best_at > cfg.patience: result.stopped = result.stopped or 'no progress'
         if progress_callback: progress_callback(min(1.0, fraction), _progress_text(objective, result, value))
     if best is not None: objective.load_state_dict(best)
     objective.eval()
     return result
 
-# %% ../nbs/05_training.ipynb #ab9c9445
-def _copied(state): return {k: v.detach().clone() for k, v in state.items()}
+# %% ../nbs/05_training.ipynb #e7793347
+def _examine(objective, average, result, **row):
+    "Score the averaged weights, write it down, and copy them"
+    with average.in_place():
+        score, weights = objective.score(), {k: v.detach().clone() for k, v in objective.state_dict().items()}
+    result.history.append(dict(row, step=result.steps, score=score, ready=objective.ready, **objective.figures()))
+    return score, weights
 
-def _diverged(step, cfg):
-    return FloatingPointError(f'the loss stopped being a number at step {step}: training has diverged. Try a lower learning '
-                              f'rate than {cfg.learning_rate:g}, such as {cfg.learning_rate/4:g}')
+def _diverged(best, step, cfg):
+    if best is not None: return 'diverged'
+    raise FloatingPointError(f'the loss stopped being a number at step {step}: training has diverged. Try a lower learning '
+                             f'rate than {cfg.learning_rate:g}, such as {cfg.learning_rate/4:g}')
 
 def _progress_text(objective, result, loss):
     text = f'{objective.name}: step {result.steps}, loss {loss:.3f}'
@@ -200,13 +210,13 @@ def _progress_text(objective, result, loss):
     text += f", held-out {result.history[-1]['score']:.3f} {objective.unit}"
     return text + (f' (best {result.best:.3f})' if math.isfinite(result.best) else '')
 
-# %% ../nbs/05_training.ipynb #86acfa0a
+# %% ../nbs/05_training.ipynb #1ea66444
 class Reconstruction(Objective):
     "Stage 1: draw the window again through the codes; judged by log-mel L1 on held-out files"
     name, unit = 'stage 1', 'nats'
     def __init__(self, model: ConvVQVAE, held_out: list):
         super().__init__()
-        self.model, self.held_out = model, held_out
+        self.model, self.held_out, self.settled = model, held_out, False
         model.quantizer.active = model.cfg.quantizer_warmup == 0
 
     @property
@@ -216,14 +226,15 @@ class Reconstruction(Objective):
     def score(self): return reconstruction_l1(self.model, self.held_out)
 
     def start_step(self, fraction):
-        if fraction >= self.model.cfg.quantizer_warmup: self.model.quantizer.active = True
+        warmup = self.model.cfg.quantizer_warmup
+        if fraction >= warmup: self.model.quantizer.active = True
+        self.settled = fraction >= warmup + 0.2
 
     def figures(self):
         quantizer, size = self.model.quantizer, self.model.cfg.codebook_size
         health = quantizer.health() if self.ready else []
         quantizer.reset_counts()
-        settled = self.ready and all(h.movement < 0.5 for h in health)
-        return dict(health=[h._asdict() for h in health], warnings=health_warnings(health, size, settled))
+        return dict(health=[h._asdict() for h in health], warnings=health_warnings(health, size, self.settled))
 
 # %% ../nbs/05_training.ipynb #70e0d597
 def excerpt(
@@ -240,15 +251,15 @@ def epoch_steps(collection: MelCollection, batch_size: int) -> int:
     windows = sum(math.ceil(m.shape[-1] / collection.cfg.window_frames) for m in collection.train)
     return math.ceil(windows / batch_size)
 
-# %% ../nbs/05_training.ipynb #754b6103
+# %% ../nbs/05_training.ipynb #aea89f5c
 @torch.no_grad()
 def _finish_early(model, mel):
     "Stopped before there were any codes: take them from one batch, so that the model is whole"
     model.quantizer.active = True
-    model.quantizer.train()(model.encode(mel.to(model.mel_mean.device)).flatten(2).mT)
+    model.quantizer.train()(model.encode(mel.to(model.device)).flatten(2).mT)
     model.eval()
 
-# %% ../nbs/05_training.ipynb #b8d13907
+# %% ../nbs/05_training.ipynb #1c00f3b6
 def train_vqvae(
     collection: MelCollection,
     vqvae_cfg: VQVAEConfig = None,         # by default chosen by the number of files
@@ -263,7 +274,7 @@ def train_vqvae(
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         model = ConvVQVAE(vqvae_cfg)
-        model.set_statistics(collection.train, collection.spectrogram.cfg.log_floor)
+        model.norm.measure(collection.train, collection.spectrogram.cfg.log_floor)
         places = math.prod(model.latent_shape((collection.mels[0].shape[0], collection.cfg.window_frames)))
         if cfg.batch_size * places < vqvae_cfg.codebook_size:
             raise ValueError(f'batch_size={cfg.batch_size}: {vqvae_cfg.codebook_size} codes need at least '
@@ -287,12 +298,13 @@ def show_history(result: TrainingResult, ax=None, label=None):  # the axes
     ax.legend()
     return ax
 
-# %% ../nbs/05_training.ipynb #e3b34dca
+# %% ../nbs/05_training.ipynb #25ffac44
 @torch.no_grad()
 def collection_health(model: ConvVQVAE, mels: list) -> list:  # one `LevelHealth` per level
     "How well the codebooks are used on these spectrograms [(m, f), …]"
-    cfg, device = model.cfg, model.mel_mean.device
-    codes = [model.quantize(model.encode(mel.to(device)[None, None])).indices for mel in mels]
+    cfg, device = model.cfg, model.device
+    pieces = [piece for mel in mels for piece in mel.split(6000, -1)]         # a minute, for long files
+    codes = [model.quantize(model.encode(piece.to(device)[None, None])).indices for piece in pieces]
     return level_health(sum(count_codes(c, cfg.codebook_size) for c in codes))
 
 # %% ../nbs/05_training.ipynb #11b54768

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STRIDE', 'latent_shape', 'VQVAEConfig', 'get_adaptive_vqvae_config', 'VQEncoder', 'VQDecoder', 'LevelHealth',
-           'count_codes', 'level_health', 'health_warnings', 'Quantized', 'QuantizerWrapper', 'VQOutput', 'ConvVQVAE',
-           'vqvae_loss', 'reconstruct_mel', 'reconstruction_l1', 'plain_vqvae_config']
+           'count_codes', 'level_health', 'health_warnings', 'Quantized', 'QuantizerWrapper', 'MelNorm', 'VQOutput',
+           'ConvVQVAE', 'codes_to_embeddings', 'vqvae_loss', 'reconstruct_mel', 'reconstruction_l1',
+           'plain_vqvae_config']
 
 # %% ../nbs/04_vqvae.ipynb #bfc86916
 import math
@@ -23,7 +24,7 @@ def latent_shape(mel_shape) -> tuple[int, int]:  # (n_mels, frames) -> (bands, c
     "The grid of a spectrogram: both sides divided by 16, rounded up"
     return tuple(math.ceil(n / STRIDE) for n in mel_shape)
 
-# %% ../nbs/04_vqvae.ipynb #06effe73
+# %% ../nbs/04_vqvae.ipynb #3e69b611
 @dataclass(frozen=True)
 class VQVAEConfig:
     "The shape of the autoencoder and what it is trained for"
@@ -50,6 +51,7 @@ class VQVAEConfig:
         if len(self.channels) != 4: raise ValueError(f'channels={self.channels}: expected four, one for each halving')
         if self.activation not in ('gelu', 'relu'): raise ValueError(f"activation={self.activation!r}: expected 'gelu' or 'relu'")
         if self.edge not in ('replicate', 'silence'): raise ValueError(f"edge={self.edge!r}: expected 'replicate' or 'silence'")
+        if self.code_dim < 1: raise ValueError(f'code_dim={self.code_dim}: expected at least 1')
         for name, high in (('dropout', 0.9), ('decay', 0.9999), ('quantizer_warmup', 0.9)):
             if not 0 <= getattr(self, name) <= high: raise ValueError(f'{name}={getattr(self, name)}: expected 0 to {high}')
 
@@ -95,14 +97,14 @@ class VQDecoder(nn.Module):
             raise ValueError(f'target_shape={tuple(target_shape)}: a grid of {tuple(z.shape[-2:])} gives at most {tuple(mel.shape[-2:])}')
         return mel[..., :target_shape[0], :target_shape[1]]
 
-# %% ../nbs/04_vqvae.ipynb #0048fca8
+# %% ../nbs/04_vqvae.ipynb #1feec22f
 class LevelHealth(NamedTuple):
     "How well one level's codebook is used"
     utilisation: float  # share of the codes that were used at all
     dead: float         # share of the codes used less than a tenth of the average
     perplexity: float   # how many equally used codes would carry as much: 2^entropy, at most K
-    commitment: float   # mean squared distance of a vector to its code
-    movement: float     # how far the codebook moved in the last step, relative to its size
+    commitment: float   # mean squared distance of a vector to its code, at its highest
+    movement: float     # how far the codebook moved in one step, relative to its size, at its highest
 
 # %% ../nbs/04_vqvae.ipynb #10ca00c7
 def count_codes(indices, codebook_size: int):  # codes (b, p, q) -> how often each occurs (q, k)
@@ -149,7 +151,7 @@ class Quantized(NamedTuple):
     indices: torch.Tensor      # codes (b, p, q), whole numbers below K
     commit_loss: torch.Tensor  # mean squared distance to the code, per level (q,)
 
-# %% ../nbs/04_vqvae.ipynb #1ef211c1
+# %% ../nbs/04_vqvae.ipynb #6b8f1dd1
 class QuantizerWrapper(nn.Module):
     "Residual vector quantization of vectors (b, p, d), with a report on its health"
     def __init__(self, cfg: VQVAEConfig):
@@ -181,7 +183,8 @@ class QuantizerWrapper(nn.Module):
         if self.training:
             self.counts += count_codes(indices, self.cfg.codebook_size)
             moved = (self.codebooks - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp(min=1e-8)
-            self.commitment, self.movement = loss.detach().cpu(), moved.cpu()
+            if before.any(): self.movement = torch.maximum(self.movement, moved.cpu())       # not the first, k-means
+            self.commitment = torch.maximum(self.commitment, loss.detach().cpu())            # a NaN stays one
         return Quantized(quantized, indices, loss)
 
     def health(self) -> list[LevelHealth]:
@@ -190,88 +193,113 @@ class QuantizerWrapper(nn.Module):
 
     def embed(self, indices):  # codes (b, p, q) -> vectors (b, p, d)
         "The sum of the codes' vectors"
-        top = self.cfg.codebook_size
-        if indices.shape[-1] != self.cfg.n_quantizers:
-            raise ValueError(f'{indices.shape[-1]} levels of codes: this model has {self.cfg.n_quantizers}')
+        top, levels = self.cfg.codebook_size, self.cfg.n_quantizers
+        if indices.shape[-1] != levels: raise ValueError(f'{indices.shape[-1]} levels of codes: this model has {levels}')
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < top:
             raise ValueError(f'codes from {int(indices.min())} to {int(indices.max())}: this model has 0 to {top - 1}')
         return self.vq.get_output_from_indices(indices)
 
-# %% ../nbs/04_vqvae.ipynb #cb695fcd
+# %% ../nbs/04_vqvae.ipynb #004d9a57
+class MelNorm(nn.Module):
+    "Log-mels to zero mean and unit variance, and back"
+    def __init__(self):
+        super().__init__()
+        for name, value in (('mean', -6.0), ('std', 3.0), ('floor', math.log(1e-5))): self.register_buffer(name, torch.tensor(value))
+
+    def measure(
+        self,
+        mels: list,    # natural-log mels [(m, f), …]
+        floor: float,  # what silence is
+    ):
+        "Take the mean and the standard deviation of a collection"
+        n, total = sum(m.numel() for m in mels), sum(m.double().sum() for m in mels)
+        squares = sum((m.double() - total / n).square().sum() for m in mels)
+        for buffer, value in ((self.mean, total / n), (self.std, (squares / n).sqrt().clamp(min=0.1)), (self.floor, floor)):
+            buffer.fill_(value)
+
+    def forward(self, mel): return (mel - self.mean) / self.std
+    def undo(self, x): return x * self.std + self.mean
+
+# %% ../nbs/04_vqvae.ipynb #7eea4b35
 class VQOutput(NamedTuple):
     "One pass through the autoencoder"
     recon: torch.Tensor        # log-mel (b, 1, m, f)
     indices: torch.Tensor      # codes (b, h·w, q); None while the quantizer stands aside
     commit_loss: torch.Tensor  # per level (q,)
 
-# %% ../nbs/04_vqvae.ipynb #5cd4ab17
+# %% ../nbs/04_vqvae.ipynb #acca8a18
 class ConvVQVAE(nn.Module):
     "Log-mel spectrograms to codes and back, of any length in time"
     def __init__(self, cfg: VQVAEConfig):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.norm = cfg, MelNorm()
         self.encoder, self.quantizer, self.decoder = VQEncoder(cfg), QuantizerWrapper(cfg), VQDecoder(cfg)
-        self.register_buffer('mel_mean', torch.tensor(-6.0))
-        self.register_buffer('mel_std', torch.tensor(3.0))
-        self.register_buffer('mel_floor', torch.tensor(math.log(1e-5)))
-
-    def set_statistics(self, mels: list, floor: float):
-        "Normalise by the mean and standard deviation of these log-mels [(m, f), …]"
-        values = torch.cat([m.flatten() for m in mels])
-        self.mel_mean.fill_(values.mean())
-        self.mel_std.fill_(values.std().clamp(min=0.1))
-        self.mel_floor.fill_(floor)
 
     latent_shape = staticmethod(latent_shape)
 
-    def encode(self, mel):  # log-mel (b, 1, m, f) -> vectors (b, d, h, w)
+    @property
+    def device(self): return self.norm.mean.device
+
+    def encode(
+        self,
+        mel,  # natural-log mel (b, 1, m, f)
+    ):        # vectors (b, d, h, w)
         "Vectors of the grid, before quantization"
-        extra = -mel.shape[-1] % STRIDE
-        if extra and self.cfg.edge == 'replicate': mel = F.pad(mel, (0, extra, 0, 0), mode='replicate')
-        elif extra: mel = F.pad(mel, (0, extra), value=float(self.mel_floor))
-        return self.encoder((mel - self.mel_mean) / self.mel_std)
+        extra = (0, -mel.shape[-1] % STRIDE, 0, 0)
+        if self.cfg.edge == 'replicate': mel = F.pad(mel, extra, mode='replicate')
+        else: mel = F.pad(mel, extra, value=float(self.norm.floor))
+        return self.encoder(self.norm(mel))
 
     def quantize(self, z) -> Quantized:  # vectors (b, d, h, w)
         "Codes of the grid's vectors; positions run along the rows: band 0 from left to right, then band 1…"
-        with torch.autocast(z.device.type, enabled=False):
-            out = self.quantizer(z.float().flatten(2).mT)
+        with torch.autocast(z.device.type, enabled=False): out = self.quantizer(z.float().flatten(2).mT)
         return out._replace(quantized=out.quantized.mT.unflatten(2, z.shape[2:]))
 
-    def codes_to_embeddings(self, indices, spatial_shape):  # codes (b, h·w, q) -> vectors (b, d, h, w)
-        "The vectors that codes stand for, on a grid of `spatial_shape` (bands, columns)"
-        if indices.shape[1] != math.prod(spatial_shape):
-            raise ValueError(f'{indices.shape[1]} positions do not fill a grid of {tuple(spatial_shape)}')
-        return self.quantizer.embed(indices).mT.unflatten(2, tuple(spatial_shape))
+    def decode(
+        self,
+        quantized,     # vectors (b, d, h, w)
+        target_shape,  # (n_mels, frames)
+    ):                 # natural-log mel (b, 1, n_mels, frames)
+        "A log-mel of exactly `target_shape`"
+        return self.norm.undo(self.decoder(quantized, target_shape))
 
-    def decode(self, quantized, target_shape):  # vectors (b, d, h, w) -> log-mel (b, 1, *target_shape)
-        "A log-mel of exactly `target_shape` (n_mels, frames)"
-        return self.decoder(quantized, target_shape) * self.mel_std + self.mel_mean
-
-    def forward(self, mel) -> VQOutput:  # log-mel (b, 1, m, f)
+    def forward(self, mel) -> VQOutput:  # natural-log mel (b, 1, m, f)
         z = self.encode(mel)
-        levels = self.cfg.n_quantizers
-        out = self.quantize(z) if self.quantizer.active else Quantized(z, None, torch.zeros(levels, device=z.device))
+        out = self.quantize(z) if self.quantizer.active else Quantized(z, None, z.new_zeros(self.cfg.n_quantizers))
         return VQOutput(self.decode(out.quantized, mel.shape[-2:]), out.indices, out.commit_loss)
 
-# %% ../nbs/04_vqvae.ipynb #edf483d4
+# %% ../nbs/04_vqvae.ipynb #1fa6b48e
+def codes_to_embeddings(
+    self: ConvVQVAE,
+    indices,        # codes (b, h·w, q)
+    spatial_shape,  # the grid (h, w)
+):                  # vectors (b, d, h, w)
+    "The vectors that codes stand for, on a grid of `spatial_shape` (bands, columns)"
+    if indices.shape[1] != math.prod(spatial_shape):
+        raise ValueError(f'{indices.shape[1]} positions do not fill a grid of {tuple(spatial_shape)}')
+    return self.quantizer.embed(indices).mT.unflatten(2, tuple(spatial_shape))
+
+ConvVQVAE.codes_to_embeddings = codes_to_embeddings
+
+# %% ../nbs/04_vqvae.ipynb #780bef42
 def vqvae_loss(
     model: ConvVQVAE,
     mel,               # log-mel (b, 1, m, f)
 ):  # the loss, and the `VQOutput` it was computed from
     "Reconstruction and commitment (van den Oord et al. 2017, eq. 3, without its codebook term: that is a moving average)"
     cfg, out = model.cfg, model(mel)
-    error = (out.recon.float() - mel) / model.mel_std
+    error = (out.recon.float() - mel) / model.norm.std
     loss = cfg.l1_weight * error.abs().mean() + cfg.mse_weight * error.square().mean()
     return loss + cfg.commitment_weight * out.commit_loss.sum(), out
 
-# %% ../nbs/04_vqvae.ipynb #6195a7dc
+# %% ../nbs/04_vqvae.ipynb #6131ea88
 @torch.no_grad()
 def reconstruct_mel(
     model: ConvVQVAE,
     mel,               # natural-log mel of any length (m, f)
 ):  # natural-log mel (m, f), not below the floor
     "What is left of a spectrogram after it went through the codes"
-    return model(mel.to(model.mel_mean.device)[None, None]).recon[0, 0].float().clamp(min=float(model.mel_floor)).cpu()
+    return model(mel.to(model.device)[None, None]).recon[0, 0].float().clamp(min=float(model.norm.floor)).cpu()
 
 def reconstruction_l1(
     model: ConvVQVAE,
@@ -284,7 +312,7 @@ def reconstruction_l1(
     model.train(was_training)
     return total / frames
 
-# %% ../nbs/04_vqvae.ipynb #66e34fbf
+# %% ../nbs/04_vqvae.ipynb #a2d0819d
 def plain_vqvae_config(n_files: int, **overrides) -> VQVAEConfig:
     "The plain recipe, to measure against"
     plain = dict(code_dim=256, activation='relu', dropout=0.2, l1_weight=0.0, commitment_weight=1.0, decay=0.8,
