@@ -148,7 +148,7 @@ class AveragedWeights:
     def _set(self, values):
         for p, value in zip(self.parameters, values): p.copy_(value)
 
-# %% ../nbs/05_training.ipynb #da642e46
+# %% ../nbs/05_training.ipynb #2e7c4cab
 def train(
     objective: Objective,
     batches,                  # an iterator of batches (named tuples of tensors)
@@ -159,8 +159,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingResult:
     "Train until the budget is spent, keeping the best weights by held-out score"
-    device, result = pick_device(device), TrainingResult()
-    accelerator = _accelerator(cfg, device)
+    accelerator, result = _accelerator(cfg, pick_device(device)), TrainingResult()
     optimizer = torch.optim.AdamW(objective.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     step_module, optimizer = accelerator.prepare(objective, optimizer)
     best, best_at, next_look, started = None, 0.0, 1 / cfg.validations, time.perf_counter()
