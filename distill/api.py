@@ -151,7 +151,7 @@ class _Fitting:
             return cls(fit_model(folder, minutes, epochs, seed, device, dataset, vqvae, prior,
                                  progress_callback or tell, stop))
 
-# %% ../nbs/14_api.ipynb #e45b10fa
+# %% ../nbs/14_api.ipynb #4f8c10df
 class _Generating:
     def generate(
         self,
@@ -160,7 +160,7 @@ class _Generating:
         top_k: int = 0,                   # choose among the k likeliest codes; 0 is off
         top_p: float = 0.9,               # choose among the likeliest codes that make up this probability; 0 is off
         overlap_ms: float = 50,           # crossfade between chunks, 0–200 ms
-        seed: int = None,                 # the same seed gives the same sound; None: a new one
+        seed: int = None,                 # the same seed gives the same sound, neighbouring ones share parts; None: a new one
         sampling: SamplingConfig = None,  # all the sampler's settings, in place of temperature, top_k and top_p
         progress: bool = True,            # show a bar
     ) -> Clip:

@@ -377,7 +377,7 @@ def doctor(folder:Folder, as_json:AsJson=False):
     print(f'Verdict: {verdict.words}')
     return answer
 
-# %% ../nbs/15_cli.ipynb #696f0758
+# %% ../nbs/15_cli.ipynb #91ea827c
 class Ready(NamedTuple):
     "A folder that was read, and what is left of the time"
     collection:object # a `MelCollection`
@@ -399,10 +399,14 @@ def keep_or_drop(
     loaded,       # what a training gave
     target:Path,  # where it goes
     stop:Stopper, # whether it was cut short
+    before=None,  # the scores that the model had before, if it had any
 ):
-    "Save a model, unless it was interrupted before there was anything to save"
-    if stop() and not is_number(loaded.metadata['scores'].get('log_mel_l1')):
-        print('nothing was learned yet, and nothing was written', file=sys.stderr)
+    "Save a model, unless it was interrupted before there was anything to save, or anything better than before"
+    scores = loaded.metadata['scores']
+    worse = before and scores.get('bits_per_code', math.inf) >= before.get('bits_per_code', math.inf)
+    if stop() and (worse or not is_number(scores.get('log_mel_l1'))):
+        print('nothing better was learned yet, and nothing was written' if worse else
+              'nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)
     loaded.save(target)
 
@@ -506,7 +510,7 @@ def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None,
     "Stage 1 alone: learn codes for the sounds of FOLDER. The model can encode and decode, not yet make new sound."
     return learn(folder, out, minutes, epochs, seed, device, stages=1)[0]
 
-# %% ../nbs/15_cli.ipynb #7e3c7033
+# %% ../nbs/15_cli.ipynb #85e40955
 OtherModel = option(Optional[Path], 'Where to write; by default MODEL itself gets the prior.',
                     '--out', '-o', metavar='MODEL')
 
@@ -518,12 +522,13 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
     from distill.pipeline import fit_prior
     target, stop = model_target(out) if out else check_target(model), Stopper()
     loaded = load_model(model, device)
+    before = dict(loaded.metadata.get('scores', {})) if loaded.prior is not None else None
     with progress() as tell:
         ready = read_folder(folder, minutes, epochs, part(tell, 0, 0.05), loaded)
         with stop.listening():
             loaded = fit_prior(loaded, folder, ready.minutes, epochs, seed, progress_callback=part(tell, 0.05, 1),
                                should_stop=stop, collection=ready.collection)
-            keep_or_drop(loaded, target, stop)
+            keep_or_drop(loaded, target, stop, before)
     return fit_report(loaded, ready.collection, target, stop)
 
 # %% ../nbs/15_cli.ipynb #db883f8d

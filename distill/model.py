@@ -73,8 +73,8 @@ def model_fingerprint(
     "A short name for what the codes of this model mean"
     return _digest(model.state_dict(), _plain(asdict(spectrogram_config)), _plain(asdict(vqvae_config)))[:16]
 
-# %% ../nbs/08_model.ipynb #93db6c77
-@dataclass
+# %% ../nbs/08_model.ipynb #2e492755
+@dataclass(eq=False)
 class LoadedVQModel:
     "A model ready for use: the networks, the spectrogram and everything known about them"
     model: ConvVQVAE                        # stage 1, in eval mode

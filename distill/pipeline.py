@@ -229,7 +229,7 @@ def fit_codes(
         training_config=dict(seed=seed, dataset=asdict(collection.cfg), stage_1=asdict(training)),
         metadata=_describe_fit(collection, model, result))
 
-# %% ../nbs/09_pipeline.ipynb #00952c0f
+# %% ../nbs/09_pipeline.ipynb #116bd8ed
 def _describe_fit(collection, model, result):
     "What a model file remembers of how it was made"
     names, digests = collection.names, [f.digest[:16] for f in collection.files.used]
@@ -239,7 +239,7 @@ def _describe_fit(collection, model, result):
     scores = dict(log_mel_l1=_rounded(result.best), codes_used=_rounded(used))
     return dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 collection=collection.files.fingerprint, files=files, seconds=round(collection.seconds, 1),
-                minutes=round(result.seconds / 60, 3), steps=[result.steps], scores=scores, distill_version=__version__)
+                minutes=round(result.seconds / 60, 3), steps=[result.steps], scores=scores)
 
 # %% ../nbs/09_pipeline.ipynb #7102aa24
 def collection_of(
