@@ -24,7 +24,7 @@ def latent_shape(mel_shape) -> tuple[int, int]:  # (n_mels, frames) -> (bands, c
     "The grid of a spectrogram: both sides divided by 16, rounded up"
     return tuple(math.ceil(n / STRIDE) for n in mel_shape)
 
-# %% ../nbs/04_vqvae.ipynb #3e69b611
+# %% ../nbs/04_vqvae.ipynb #ce683179
 @dataclass(frozen=True)
 class VQVAEConfig:
     "The shape of the autoencoder and what it is trained for"
@@ -39,7 +39,7 @@ class VQVAEConfig:
     commitment_weight: float = 0.25     # pulls z towards its code (van den Oord et al. 2017, eq. 3)
     decay: float = 0.9                  # of the codebooks' moving averages
     rotation_trick: bool = True         # gradient through the quantizer (Fifty et al. 2024) rather than straight-through
-    dead_code_share: float = 0.3        # a code used less than this share of the average is replaced; 0 never
+    dead_code_share: float = 0.5        # a code used less than this share of the average is replaced; 0 never
     dead_code_count: float = 0.0        # the same as an absolute count per batch, as the library has it; 0: use the share
     quantizer_warmup: float = 0.15      # share of the training before the quantizer is switched on
     edge: str = 'replicate'             # how a sound is continued to a whole column: "replicate" or "silence"
