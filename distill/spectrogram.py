@@ -96,7 +96,7 @@ def griffin_lim(
     wav = torch.istft(spec, n_fft, hop_length, window=window, length=n_samples)
     return wav.reshape(*shape, n_samples)
 
-# %% ../nbs/02_spectrogram.ipynb #0e5aca27
+# %% ../nbs/02_spectrogram.ipynb #6b512c8a
 class AudioSpectrogram(nn.Module):
     "Waveforms to natural-log amplitude mel spectrograms and back."
     def __init__(self, cfg: SpectrogramConfig = SpectrogramConfig()):
@@ -125,8 +125,8 @@ class AudioSpectrogram(nn.Module):
         "A waveform whose log-mel spectrogram is close to `mel`, of exactly `n_samples`"
         cfg, frames = self.cfg, mel.shape[-1]
         n_samples = max(1, (frames - 1) * cfg.hop_length) if n_samples is None else n_samples
-        if not 0 < n_samples < frames * cfg.hop_length:
-            raise ValueError(f'n_samples={n_samples}: {frames} frames hold 1 to {frames*cfg.hop_length - 1}')
+        if not 0 < n_samples <= frames * cfg.hop_length:
+            raise ValueError(f'n_samples={n_samples}: {frames} frames hold 1 to {frames*cfg.hop_length}')
         on = 'cpu' if mel.device.type == 'mps' else mel.device                        # MPS has no float64
         fbank, window = self.mel.mel_scale.fb.to(on), self.mel.spectrogram.window.to(on)
         batch = nn.functional.pad(mel.to(on).reshape(-1, *mel.shape[-2:]), (0, 1), value=cfg.log_floor)   # one silent frame

@@ -131,7 +131,7 @@ def test_model_files_that_will_not_do(w, tmp_path, command, what, words):
 def test_codes_of_another_model(w, tmp_path):
     from distill.model import load_model
     other = load_model(w.model, 'cpu')
-    other.model.mel_mean += 1
+    other.model.norm.mean += 1
     other.save(tmp_path/'other.distill')
     run('encode', tmp_path/'other.distill', w.one, '-o', tmp_path/'c.npz')
     assert 'another model' in fails('decode', w.model, tmp_path/'c.npz', '-o', tmp_path/'a.wav')
