@@ -483,9 +483,9 @@ def fit_report(
     if stop(): raise Interrupted(stop.code, dict(report, interrupted=True))
     return report
 
-# %% ../nbs/15_cli.ipynb #48a977f5
+# %% ../nbs/15_cli.ipynb #ad4809ff
 def learn(folder, out, minutes, epochs, seed, device, stages=2):
-    "Read a folder, train one stage or both, save, report; returns the report and the model"
+    "Read a folder, train one stage or both, save, report; returns the report, the model and the `MelCollection`"
     from distill.pipeline import fit_codes, fit_model
     from distill.training import pick_device
     target, stop, device = model_target(out), Stopper(), pick_device(device)
@@ -497,7 +497,7 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2):
                 folder, ready.minutes, epochs, seed, device, collection=ready.collection,
                 progress_callback=part(tell, 0.03, 1), should_stop=stop)
             keep_or_drop(loaded, target, stop)
-    return fit_report(loaded, ready.collection, target, stop), loaded
+    return fit_report(loaded, ready.collection, target, stop), loaded, ready.collection
 
 # %% ../nbs/15_cli.ipynb #288cbec8
 @command
@@ -803,24 +803,23 @@ Picture    {folder/'demo.png'}  (the new sound above some of the old)
 Model      {folder/'demo.distill'}
 Learned    {folder/'sounds'}  (80 sounds that Distill has made itself)"""
 
-# %% ../nbs/15_cli.ipynb #d4287845
+# %% ../nbs/15_cli.ipynb #8702e8a9
 DemoOut = option(Path, 'Where to put everything.', '--out', '-o', metavar='DIR')
 DemoMinutes = option(float, 'How long the learning may take, in minutes.', callback=_positive)
 
 @command
 def demo(out:DemoOut=Path('distill-demo'), minutes:DemoMinutes=3.0, device:Device=None, as_json:AsJson=False):
     "Make 80 sounds, learn them, make a new one and show it: the whole of Distill in a few minutes."
-    from distill.dataset import load_collection
     from distill.evaluate import evaluate_model
     from distill.pipeline import generate_clip
     from distill.synthesis import write_collection
     folder = demo_folder(out)
     with progress() as tell: sounds = write_collection(folder/'sounds', progress_callback=tell)
-    answer, loaded = learn(sounds, folder/'demo.distill', minutes, None, 0, device)
+    answer, loaded, collection = learn(sounds, folder/'demo.distill', minutes, None, 0, device)
     with progress() as tell:
         clip = generate_clip(loaded, sampling=sampling_settings(None, seed=0), progress_callback=part(tell, 0, 0.4))
         clip.save(folder/'demo.wav')
-        demo_picture(clip, load_collection(sounds), folder/'demo.png')
+        demo_picture(clip, collection, folder/'demo.png')
         scores = evaluate_model(loaded, sounds, progress_callback=part(tell, 0.4, 1)).to_dict()
     print(demo_text(folder, scores))
     return dict(answer, sounds=str(sounds), sound=str(folder/'demo.wav'), picture=str(folder/'demo.png'),
