@@ -258,7 +258,7 @@ def _finish_early(model, mel):
     model.quantizer.train()(model.encode(mel.to(model.device)).flatten(2).mT)
     model.eval()
 
-# %% ../nbs/05_training.ipynb #1c00f3b6
+# %% ../nbs/05_training.ipynb #9e7cf895
 def train_vqvae(
     collection: MelCollection,
     vqvae_cfg: VQVAEConfig = None,         # by default chosen by the number of files
@@ -267,6 +267,7 @@ def train_vqvae(
     device=None,
     progress_callback=None,                # called with (fraction, text)
     should_stop=lambda: False,
+    start: Callable[[ConvVQVAE], None] = None,  # changes the fresh model, e.g. loads a base model's weights
 ):  # the model, in eval mode on the device, and a `TrainingResult`
     "Stage 1: learn codes for a collection"
     device, vqvae_cfg = pick_device(device), vqvae_cfg or get_adaptive_vqvae_config(len(collection.names))
@@ -274,6 +275,7 @@ def train_vqvae(
         torch.manual_seed(cfg.seed)
         model = ConvVQVAE(vqvae_cfg)
         model.norm.measure(collection.train, collection.spectrogram.cfg.log_floor)
+        if start: start(model)
         places = math.prod(model.latent_shape((collection.mels[0].shape[0], collection.cfg.window_frames)))
         if cfg.batch_size * places < vqvae_cfg.codebook_size:
             raise ValueError(f'batch_size={cfg.batch_size}: {vqvae_cfg.codebook_size} codes need at least '
