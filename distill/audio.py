@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'AUDIO_EXTENSIONS', 'FOREIGN_EXTENSIONS', 'MIN_SECONDS', 'SILENCE_DB', 'QUIET_DB', 'FORMATS', 'LOSSY',
-           'MP3_RATES', 'AudioError', 'find_audio_files', 'RawAudio', 'read_audio', 'mix_to_mono', 'remove_dc', 'Sound',
-           'prepare_audio', 'load_audio', 'show_waveform', 'peak_db', 'FileReport', 'report_file', 'Collection',
-           'describe_collection', 'scan_folder', 'write_atomically', 'explain_write_error', 'encode_sound',
-           'save_audio']
+           'MP3_RATES', 'AudioError', 'find_audio_files', 'Note', 'RawAudio', 'read_audio', 'mix_to_mono', 'remove_dc',
+           'Sound', 'prepare_audio', 'load_audio', 'show_waveform', 'peak_db', 'count_clipped', 'find_bandwidth',
+           'FileReport', 'report_file', 'Collection', 'describe_collection', 'scan_folder', 'write_atomically',
+           'explain_write_error', 'encode_sound', 'save_audio']
 
 # %% ../nbs/00_audio.ipynb #286a6dae
 import contextlib, errno, hashlib, io, math, os, re, secrets, zlib
@@ -91,22 +91,36 @@ def _unfinished_wav(
     if len(start) < 4 or start.isalpha(): return None # nothing follows, or another chunk does
     return io.BytesIO(data[:at+4] + b'\xff\xff\xff\xff' + data[at+8:])
 
-# %% ../nbs/00_audio.ipynb #a545e5e8
+# %% ../nbs/00_audio.ipynb #872ff127
+class Note(str):
+    "A remark on a file, and what kind of remark it is"
+    def __new__(
+        cls,
+        text:str='',  # for people
+        kind:str='',  # for programs, such as 'truncated' or 'clipped'
+    ):
+        note = super().__new__(cls, text)
+        note.kind = kind
+        return note
+
+# %% ../nbs/00_audio.ipynb #53eed21e
 def _length_note(
     stream:_Stream, # the file after it was read, still open
     frames:int,     # samples that were there
     damaged:bool,   # whether damage ended the reading
-) -> str: # '' when the file kept its promise
+) -> Note|None: # None when the file kept its promise
     seconds = frames/stream.samplerate
-    if damaged: return f'damaged or cut short after {_clock(seconds)}: what comes before is used'
+    if damaged: return Note(f'damaged or cut short after {_clock(seconds)}: what comes before is used', 'truncated')
     promised, there = stream.frames, frames
     sizes = re.search(r'(?:data|SSND)\s*: (\d+) \(should be (\d+)\)', stream.extra_info) # of wav and aiff, in bytes
     if sizes: promised, there = map(int, sizes.groups())
-    if promised >= 0x7fff_0000: return 'its header does not say how long it is: read to the end' # written to a pipe
-    if promised <= 1.01*there + 4096: return ''
-    return f'cut short: {there/promised:.0%} of what its header promises is there ({_clock(seconds)})'
+    if promised >= 0x7fff_0000: # written to a pipe
+        return Note('its header does not say how long it is: read to the end', 'length-unknown')
+    if promised <= 1.01*there + 4096: return None
+    text = f'cut short: {there/promised:.0%} of what its header promises is there ({_clock(seconds)})'
+    return Note(text, 'truncated')
 
-# %% ../nbs/00_audio.ipynb #2168e177
+# %% ../nbs/00_audio.ipynb #fef5acd1
 def _check_readable(
     path:Path, # the file somebody wants to load
 ):
@@ -123,14 +137,14 @@ def _check_readable(
     if path.name.startswith('._') and start == b'\x00\x05\x16\x07':
         raise AudioError(f'{name}: a side file of macOS without sound, the sound is in {path.name[2:]}')
 
-# %% ../nbs/00_audio.ipynb #11f1aebb
+# %% ../nbs/00_audio.ipynb #787e99f9
 class RawAudio(NamedTuple):
     "What is in a file, before anything is changed"
     samples:np.ndarray     # (t, c) float32
     sample_rate:int        # samples per second
     notes:tuple[str, ...]  # what was wrong with the file
 
-# %% ../nbs/00_audio.ipynb #8f2bc041
+# %% ../nbs/00_audio.ipynb #59dbf483
 def read_audio(
     path:str|Path, # a file of any format that libsndfile decodes, whatever its name ends in
 ) -> RawAudio: # every sample that could be decoded
@@ -152,10 +166,10 @@ def read_audio(
         raise AudioError(f'{name}: damaged header (it claims {stream.samplerate} samples per second), export it again')
     kind = {'WAVEX': 'WAV', 'RF64': 'WAV'}.get(stream.format, stream.format)
     if kind in ('FLAC', 'OGG', 'MP3', 'AIFF', 'WAV') and kind[:2] not in path.suffix.upper():
-        if path.suffix.lower() != '.opus': notes.append(f'holds {kind}, whatever its name says')
+        if path.suffix.lower() != '.opus': notes.append(Note(f'holds {kind}, whatever its name says', 'mislabelled'))
     return RawAudio(samples, stream.samplerate, tuple(o for o in notes if o))
 
-# %% ../nbs/00_audio.ipynb #97757989
+# %% ../nbs/00_audio.ipynb #3768003b
 def _why_unreadable(
     path:Path, # a file that libsndfile refused
 ) -> str: # why, in words for people
@@ -166,7 +180,7 @@ def _why_unreadable(
         return 'damaged, its header breaks off or makes no sense: copy or export it again'
     return 'not a sound file that can be decoded (wav, flac, ogg, mp3, aiff)'
 
-# %% ../nbs/00_audio.ipynb #2e822a97
+# %% ../nbs/00_audio.ipynb #e0047866
 def mix_to_mono(
     samples:np.ndarray, # (t, c) float32
 ) -> tuple[np.ndarray, tuple[str, ...]]: # mono (t,), notes
@@ -176,12 +190,13 @@ def mix_to_mono(
     level = np.sqrt(np.mean(np.square(samples, dtype=np.float64), axis=0)) # (c,)
     heard = level > 1e-3*level.max() # within 60 dB of the loudest
     if not heard.any(): return samples[:, 0], ()
-    notes = () if heard.all() else (f'{channels - heard.sum()} of {channels} channels are empty: left out',)
+    notes = () if heard.all() else (Note(f'{channels - heard.sum()} of {channels} channels are empty: left out', 'channels'),)
     mono = samples[:, heard].mean(axis=1)
     if np.sqrt(np.mean(np.square(mono, dtype=np.float64))) >= 0.1*level.max(): return mono, notes
-    return samples[:, level.argmax()], (*notes, 'its channels cancel each other (out of phase): the loudest is used')
+    alone = Note('its channels cancel each other (out of phase): the loudest is used', 'channels')
+    return samples[:, level.argmax()], (*notes, alone)
 
-# %% ../nbs/00_audio.ipynb #bbeee711
+# %% ../nbs/00_audio.ipynb #2a672035
 def remove_dc(
     mono:np.ndarray,  # (t,) float32
     sample_rate:int,  # samples per second
@@ -190,10 +205,10 @@ def remove_dc(
     if len(mono) < 0.1*sample_rate: return mono, ()
     mean, median, peak = mono.mean(dtype=np.float64), np.median(mono), np.abs(mono).max()
     if abs(mean) <= 0.02*peak or abs(mean - median) > 0.25*abs(mean): return mono, ()
-    if np.abs(mono - mean).max() < 1e-3: return mono - np.float32(mean), ('nothing but a constant offset',)
-    return mono - np.float32(mean), (f'constant offset of {mean:.3f} removed',)
+    if np.abs(mono - mean).max() < 1e-3: return mono - np.float32(mean), (Note('nothing but a constant offset', 'dc'),)
+    return mono - np.float32(mean), (Note(f'constant offset of {mean:.3f} removed', 'dc'),)
 
-# %% ../nbs/00_audio.ipynb #e486cfd0
+# %% ../nbs/00_audio.ipynb #7550e01d
 class Sound(NamedTuple):
     "A waveform and what was done to get it"
     wav:torch.Tensor       # mono (t,), float32, −1…1, on the CPU
@@ -208,10 +223,10 @@ def prepare_audio(
     samples, notes = raw.samples, list(raw.notes)
     if bad := int((~np.isfinite(samples)).sum()):
         samples = np.nan_to_num(samples, nan=0, posinf=0, neginf=0)
-        notes.append(f'{bad} values were not numbers: set to 0')
+        notes.append(Note(f'{bad} values were not numbers: set to 0', 'not-a-number'))
     if (peak := float(np.abs(samples).max())) > 1:
         samples = samples/np.float32(peak)
-        if peak > 1.01: notes.append(f'its peak was {peak:.3g} times full scale: brought down to it')
+        if peak > 1.01: notes.append(Note(f'its peak was {peak:.3g} times full scale: brought down to it', 'over-full-scale'))
     mono, more = mix_to_mono(samples)
     mono, dc = remove_dc(mono, raw.sample_rate)
     if raw.sample_rate != sample_rate: mono = soxr.resample(mono, raw.sample_rate, sample_rate, quality='HQ')
@@ -219,7 +234,7 @@ def prepare_audio(
     if wav.numel() and (peak := wav.abs().max()) > 1: wav = wav/peak
     return Sound(wav, sample_rate, (*notes, *more, *dc))
 
-# %% ../nbs/00_audio.ipynb #5f5923c1
+# %% ../nbs/00_audio.ipynb #d4447fe5
 def load_audio(
     path:str|Path,               # wav, flac, ogg, mp3, aiff…, any sample rate, any number of channels
     sample_rate:int=SAMPLE_RATE, # samples per second wanted
@@ -229,7 +244,7 @@ def load_audio(
     if not len(sound.wav): raise AudioError(f'{_printable(Path(path))}: too short to be a sound (a sample or two)')
     return sound
 
-# %% ../nbs/00_audio.ipynb #e0770a62
+# %% ../nbs/00_audio.ipynb #a23589be
 def show_waveform(
     wav:torch.Tensor,            # mono (t,), −1…1
     sample_rate:int=SAMPLE_RATE, # samples per second
@@ -248,7 +263,7 @@ def show_waveform(
     ax.set(xlabel='seconds', ylabel='amplitude', ylim=(-1.05, 1.05))
     return ax
 
-# %% ../nbs/00_audio.ipynb #36178480
+# %% ../nbs/00_audio.ipynb #a47ff375
 MIN_SECONDS = 0.015 # shorter files are a click, not a sound: about one and a half spectrogram columns
 SILENCE_DB = -60.0  # dBFS; a file whose peak stays below is silent
 QUIET_DB = -40.0    # dBFS; a file whose peak stays below gets a note
@@ -260,27 +275,106 @@ def peak_db(
     peak = float(wav.abs().max()) if wav.numel() else 0.0
     return 20*math.log10(peak) if peak > 0 else -math.inf
 
-# %% ../nbs/00_audio.ipynb #5d3b7277
+# %% ../nbs/00_audio.ipynb #84544d83
+def count_clipped(
+    samples:np.ndarray, # (t, c), as decoded
+) -> tuple[int, float]: # flat tops, and the share of all samples that lie in one
+    "Runs of three samples or more at the highest level, entered or left with a corner"
+    runs, n, step = 0, 0, 1/32768
+    for x in np.abs(samples).T:
+        if not (top := x.max(initial=0)) > 0.1: continue
+        edges = np.diff(np.pad(x >= top - step, 1).astype(np.int8))
+        start, end = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        around = np.pad(x, 1, mode='edge')
+        drop, length = (top - np.minimum(around[start], around[end + 1]))/step, end - start
+        flat = (length >= 3) & (drop > 1 + 1.6*(1 + 2/np.maximum(length - 1, 1))**2)
+        runs, n = runs + int(flat.sum()), n + int(length[flat].sum())
+    return runs, n/max(1, samples.size)
+
+# %% ../nbs/00_audio.ipynb #19ea6502
+def _long_spectrum(
+    mono:np.ndarray, # (t,)
+    n:int,           # samples in a frame
+) -> np.ndarray: # mean power in dB (n//2 + 1,), smoothed over nine bins, of at most 64 frames
+    mono = np.pad(mono, (0, max(0, n - len(mono))))
+    places = np.linspace(0, len(mono) - n, min(64, 1 + (len(mono) - n)//(n//2))).astype(int)
+    frames = np.stack([mono[i:i+n] for i in places])*np.hanning(n).astype(np.float32)
+    power = (np.abs(np.fft.rfft(frames))**2).mean(0)
+    return 10*np.log10(np.convolve(power, np.ones(9)/9, 'same') + 1e-20)
+
+# %% ../nbs/00_audio.ipynb #2e3ed32a
+def find_bandwidth(
+    mono:np.ndarray,    # (t,) as recorded
+    sample_rate:int,    # samples per second of `mono`
+) -> float: # Hz: where the sound ends in a cliff, half the sample rate if it does not
+    "The highest frequency that a recording holds"
+    n = 4096
+    level, hz = _long_spectrum(mono, n), sample_rate/n
+    wide, gap = round(1000/hz), round(300/hz)
+    edges = np.arange(max(round(3000/hz), wide), min(round(20_000/hz), len(level) - 8) - gap, 8)
+    if not len(edges): return sample_rate/2
+    above = np.maximum.accumulate(level[::-1])[::-1][edges + gap] # the highest level from there on
+    below = np.sort(level[edges[:, None] - np.arange(1, wide + 1)])[:, wide//5] # exceeded by four fifths of a kilohertz
+    best = (below - above).argmax()
+    return float((edges[best] + gap)*hz) if below[best] - above[best] > 30 else sample_rate/2
+
+# %% ../nbs/00_audio.ipynb #86b005d4
+def _heard_seconds(
+    wav:torch.Tensor, # mono (t,), 48 kHz
+) -> float: # seconds in blocks of 50 ms that are not silent
+    block = SAMPLE_RATE//20
+    peaks = torch.nn.functional.pad(wav.abs(), (0, -len(wav) % block)).view(-1, block).amax(1)
+    return min(len(wav), int((peaks > 10**(SILENCE_DB/20)).sum())*block)/SAMPLE_RATE
+
+# %% ../nbs/00_audio.ipynb #109fbd81
+def _sound_notes(
+    raw:RawAudio,       # as decoded
+    wav:torch.Tensor,   # the waveform made from it
+    clipped:tuple,      # from `count_clipped`
+    bandwidth:float,    # Hz
+    heard:float,        # seconds
+) -> tuple[Note, ...]: # what is worth saying
+    notes, seconds, db = [], len(raw.samples)/raw.sample_rate, peak_db(wav)
+    if db < QUIET_DB: notes.append(Note(f'very quiet: its peak is {db:.0f} dBFS', 'quiet'))
+    if clipped[0] >= 10 or clipped[1] > 5e-4 or clipped[1]*seconds > 5e-4:
+        tops = f"{clipped[0]} flat top{'s'*(clipped[0] > 1)}"
+        notes.append(Note(f'clipped: {tops}, {1000*clipped[1]*seconds:.1f} ms of it', 'clipped'))
+    if bandwidth < 20_000:
+        why = ('resampled, or a strongly compressed copy' if bandwidth < raw.sample_rate/2
+               else f'{raw.sample_rate} samples per second')
+        notes.append(Note(f'nothing above {bandwidth/1000:.1f} kHz ({why})', 'band-limited'))
+    if heard < 0.25*seconds and seconds - heard > 2:
+        notes.append(Note(f'mostly silence: {_clock(heard)} of {_clock(seconds)} can be heard', 'mostly-silent'))
+    return tuple(notes)
+
+# %% ../nbs/00_audio.ipynb #667b650f
 @dataclass(frozen=True)
 class FileReport:
     "What became of one file"
     path:Path                  # where it is
     name:str                   # path inside the folder, printable
     used:bool                  # whether it is part of the collection
-    reason:str=''              # why not, when it is not used
-    notes:tuple[str, ...]=()   # what was wrong with it or was changed
+    reason:Note=Note()         # why not, when it is not used
+    notes:tuple[Note, ...]=()  # what was wrong with it or was changed
     seconds:float=0.0          # how much sound there is
     sample_rate:int=0          # of the file, before resampling
     channels:int=0             # of the file, before the mix
     peak_db:float=-math.inf    # dBFS, of the mono mix
     digest:str=''              # SHA-256 of the file's bytes
+    clipped:float=0.0          # share of the samples that lie in flat tops
+    bandwidth:float=0.0        # Hz: highest frequency that it holds
+    heard:float=0.0            # seconds that are not silence
     wav:torch.Tensor|None=field(default=None, repr=False, compare=False) # mono (t,) at 48 kHz, when it was kept
 
     def load(self) -> torch.Tensor: # mono (t,), 48 kHz
         "The waveform: the one that was kept, or decoded anew"
         return self.wav if self.wav is not None else load_audio(self.path).wav
 
-# %% ../nbs/00_audio.ipynb #bd53ba6b
+    @property
+    def findings(self) -> tuple[str, ...]: # kinds of what is said about it, such as 'clipped'; for programs
+        return tuple(n.kind for n in (self.reason, *self.notes) if n)
+
+# %% ../nbs/00_audio.ipynb #55133838
 def _digest(
     path:Path, # any file
 ) -> str: # SHA-256 of its bytes, '' when it cannot be read
@@ -291,18 +385,19 @@ def _digest(
     except OSError: return ''
     return h.hexdigest()
 
-# %% ../nbs/00_audio.ipynb #6ed84f0c
+# %% ../nbs/00_audio.ipynb #6f16e9e2
 def _unused_because(
     seconds:float,     # how much sound there is
     db:float,          # its peak, dBFS
     min_seconds:float, # how much there has to be
-) -> str: # '' when the sound is fine
-    if seconds < min_seconds: return f'too short: {1000*seconds:.1f} ms, at least {1000*min_seconds:g} ms are needed'
-    if db == -math.inf: return 'silent: every sample is 0'
-    if db < SILENCE_DB: return f'silent: its peak is {db:.0f} dBFS, below {SILENCE_DB:.0f}'
-    return ''
+) -> Note: # empty when the sound is fine
+    if seconds < min_seconds:
+        return Note(f'too short: {1000*seconds:.1f} ms, at least {1000*min_seconds:g} ms are needed', 'too-short')
+    if db == -math.inf: return Note('silent: every sample is 0', 'silent')
+    if db < SILENCE_DB: return Note(f'silent: its peak is {db:.0f} dBFS, below {SILENCE_DB:.0f}', 'silent')
+    return Note()
 
-# %% ../nbs/00_audio.ipynb #0a9f579f
+# %% ../nbs/00_audio.ipynb #e4905d5c
 def report_file(
     path:Path,                     # a file that exists in some form
     folder:Path,                   # the collection it belongs to
@@ -315,15 +410,19 @@ def report_file(
         raw = read_audio(path)
         wav, _, notes = prepare_audio(raw)
     except AudioError as e:
-        return FileReport(path, name, False, str(e).removeprefix(f'{_printable(path)}: '))
+        return FileReport(path, name, False, Note(str(e).removeprefix(f'{_printable(path)}: '), 'unreadable'))
     t, channels = raw.samples.shape
     seconds, db = t/raw.sample_rate, peak_db(wav)
     reason = _unused_because(seconds, db, min_seconds)
-    if not reason and db < QUIET_DB: notes = (*notes, f'very quiet: its peak is {db:.0f} dBFS')
-    return FileReport(path, name, not reason, reason, notes, seconds, raw.sample_rate, channels, db, _digest(path),
-                      wav if keep and not reason else None)
+    if reason: return FileReport(path, name, False, reason, notes, seconds, raw.sample_rate, channels, db, _digest(path))
+    clipped, heard = count_clipped(raw.samples), _heard_seconds(wav)
+    bandwidth, most = find_bandwidth(wav.numpy(), SAMPLE_RATE), raw.sample_rate/2
+    if bandwidth > 0.9*most: bandwidth = most
+    notes = (*notes, *_sound_notes(raw, wav, clipped, bandwidth, heard))
+    return FileReport(path, name, True, reason, notes, seconds, raw.sample_rate, channels, db, _digest(path),
+                      clipped[1], bandwidth, heard, wav if keep else None)
 
-# %% ../nbs/00_audio.ipynb #80f4f084
+# %% ../nbs/00_audio.ipynb #02db7dc1
 _MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg', b'FORM': '.aiff', b'ID3': '.mp3'}
 
 def _aside_because(
@@ -339,7 +438,7 @@ def _aside_because(
     if ending == '.wav' and start[8:] != b'WAVE' or ending == '.aiff' and start[8:11] != b'AIF': return ''
     return f'looks like sound by its content: end its name in {ending} to use it' if ending else ''
 
-# %% ../nbs/00_audio.ipynb #ea59b34f
+# %% ../nbs/00_audio.ipynb #40197bb7
 @dataclass(frozen=True)
 class Collection:
     "What was found in a folder, file by file"
@@ -369,14 +468,27 @@ class Collection:
 
     def to_dict(self) -> dict: # only text, numbers, lists: ready for JSON
         "Everything that is known about the collection"
-        files = [dict(name=r.name, used=r.used, reason=r.reason, notes=list(r.notes), seconds=round(r.seconds, 4),
-                      sample_rate=r.sample_rate, channels=r.channels, digest=r.digest,
+        files = [dict(name=r.name, used=r.used, reason=r.reason, notes=list(r.notes), findings=list(r.findings),
+                      seconds=round(r.seconds, 4), heard=round(r.heard, 4), sample_rate=r.sample_rate,
+                      channels=r.channels, bandwidth=round(r.bandwidth), clipped=round(r.clipped, 6), digest=r.digest,
                       peak_db=round(r.peak_db, 1) if math.isfinite(r.peak_db) else None) for r in self.reports]
         return dict(folder=_printable(self.folder), found=len(self.reports), used=len(self.used),
                     skipped=len(self.skipped), seconds=round(self.seconds, 3), fingerprint=self.fingerprint,
                     files=files, aside=dict(self.aside))
 
-# %% ../nbs/00_audio.ipynb #58782d95
+# %% ../nbs/00_audio.ipynb #b94b78c1
+def _note_lines(
+    reports:tuple[FileReport, ...], # used files
+) -> list[str]: # a line per file, or per note that four files or more share
+    by_note = {}
+    for r in reports:
+        for note in r.notes: by_note.setdefault(note, []).append(r.name)
+    shared = {note: names for note, names in by_note.items() if len(names) > 3}
+    lines = [f'{len(names)} files ({", ".join(names[:2])}, …): {note}' for note, names in shared.items()]
+    alone = {r.name: '; '.join(n for n in r.notes if n not in shared) for r in reports}
+    return lines + [f'{name}: {notes}' for name, notes in alone.items() if notes]
+
+# %% ../nbs/00_audio.ipynb #e094fc6b
 def describe_collection(
     collection:Collection, # what was found
     limit:int=40,          # lines per section
@@ -385,14 +497,14 @@ def describe_collection(
     used, n = collection.used, len(collection.reports)
     lines = [f'{len(used)} of {n} files used, {_clock(collection.seconds)} of sound' if n else 'no sound files found']
     sections = {'not used': [f'{r.name}: {r.reason}' for r in collection.skipped],
-                'used, with a note': [f'{r.name}: {"; ".join(r.notes)}' for r in used if r.notes],
+                'used, with a note': _note_lines(used),
                 'set aside': [f'{name}: {why}' for name, why in collection.aside.items()]}
     for title, rows in sections.items():
         if rows: lines += [f'{title}:', *(f'  {o}' for o in rows[:limit])]
         if len(rows) > limit: lines.append(f'  … and {len(rows) - limit} more')
     return '\n'.join(lines)
 
-# %% ../nbs/00_audio.ipynb #8f5b538f
+# %% ../nbs/00_audio.ipynb #09dd2c6a
 def _note_copies(
     reports:list[FileReport], # in order
 ) -> tuple[FileReport, ...]: # the same, with a note on each copy of an earlier file
@@ -400,28 +512,29 @@ def _note_copies(
     for i, r in enumerate(reports):
         if not r.used: continue
         original = first.setdefault(r.digest, r.name)
-        if original != r.name: reports[i] = replace(r, notes=(*r.notes, f'same content as {original}'))
+        if original != r.name: reports[i] = replace(r, notes=(*r.notes, Note(f'same content as {original}', 'copy')))
     return tuple(reports)
 
-# %% ../nbs/00_audio.ipynb #9446b86b
+# %% ../nbs/00_audio.ipynb #9a83fef6
 def scan_folder(
     folder:str|Path,               # searched with all its subfolders
     min_seconds:float=MIN_SECONDS, # shorter files are listed, not used
     progress_callback:Callable[[float, str], None]|None=None, # called with (fraction 0…1, text)
     keep:bool=False,               # keep the waveforms in the reports: 0.19 MB of memory per second of sound
+    read:Callable=report_file,     # makes the report on one file
 ) -> Collection: # each file used, or listed with its reason
     "Decode every file in a folder and say what can be used"
     files = find_audio_files(folder)
     folder, reports = Path(folder).expanduser(), []
     for i, path in enumerate(files):
         if progress_callback: progress_callback(i/len(files), f'Reading {i+1}/{len(files)}: {_printable(path, folder)}')
-        reports.append(report_file(path, folder, min_seconds, keep))
+        reports.append(read(path, folder, min_seconds, keep))
     if progress_callback: progress_callback(1.0, f'Read {len(files)} files')
     others = set(_files_below(folder)) - set(files)
     aside = {_printable(p, folder): why for p in sorted(others) if (why := _aside_because(p))}
     return Collection(folder, _note_copies(reports), aside)
 
-# %% ../nbs/00_audio.ipynb #78599045
+# %% ../nbs/00_audio.ipynb #9d778a34
 def write_atomically(
     path:str|Path, # the file to write; a link is followed
     data:bytes,    # all of its content
@@ -440,7 +553,7 @@ def write_atomically(
         with contextlib.suppress(OSError): part.unlink()
     return Path(path)
 
-# %% ../nbs/00_audio.ipynb #5985882e
+# %% ../nbs/00_audio.ipynb #a833d62f
 def explain_write_error(
     error:OSError,  # what the system said
     path:str|Path,  # the file that was to be written
@@ -456,7 +569,7 @@ def explain_write_error(
         return f'cannot write {name}: the disk is full, free some space or choose another disk'
     return f'cannot write {name}: {error.strerror or error}'
 
-# %% ../nbs/00_audio.ipynb #8ecf55a5
+# %% ../nbs/00_audio.ipynb #609918de
 _BITS_REVERSED = bytes(int(f'{i:08b}'[::-1], 2) for i in range(256))
 
 def _ogg_checksum(page):
@@ -475,7 +588,7 @@ def _same_every_time(
         at = end
     return bytes(data)
 
-# %% ../nbs/00_audio.ipynb #cf30c8f7
+# %% ../nbs/00_audio.ipynb #0317dc3b
 FORMATS = {'.wav': {16: 'PCM_16', 24: 'PCM_24', 32: 'FLOAT'}, '.flac': {16: 'PCM_16', 24: 'PCM_24'},
            '.ogg': {}, '.mp3': {}} # ending → bit depth → subtype; the lossy two have no bit depth
 LOSSY = {'.ogg': 'VORBIS', '.mp3': 'MPEG_LAYER_III'}
@@ -490,7 +603,7 @@ def _as_written(
     steps = np.clip(np.round(samples.astype(np.float64)*2**(bits-1)), -2**(bits-1), 2**(bits-1) - 1)
     return steps.astype(np.int16) if bits == 16 else steps.astype(np.int32) << 8
 
-# %% ../nbs/00_audio.ipynb #33d81549
+# %% ../nbs/00_audio.ipynb #4c9c9013
 def _check_format(
     suffix:str,      # '.wav', '.flac', '.ogg', '.mp3'
     sample_rate:int, # samples per second
@@ -508,7 +621,7 @@ def _check_format(
         raise AudioError(f'{sample_rate} samples per second cannot be written as {suffix[1:]}: use 48000')
     return LOSSY.get(suffix) or FORMATS[suffix][bit_depth]
 
-# %% ../nbs/00_audio.ipynb #3a53029c
+# %% ../nbs/00_audio.ipynb #c9e0ed3e
 def encode_sound(
     wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; what goes beyond is clipped
     suffix:str='.wav',           # the format: '.wav', '.flac', '.ogg', '.mp3'
@@ -529,7 +642,7 @@ def encode_sound(
     except sf.SoundFileError as e: raise AudioError(f'cannot encode {suffix[1:]}: {e}') from e
     return _same_every_time(bytearray(out.getvalue()))
 
-# %% ../nbs/00_audio.ipynb #59fe3f7b
+# %% ../nbs/00_audio.ipynb #693e2cf3
 def save_audio(
     path:str|Path,               # its ending chooses the format: .wav, .flac, .ogg, .mp3
     wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; what goes beyond is clipped

@@ -1,27 +1,29 @@
 "Reading any sound file and writing one: the accidents of real folders, and laws that hold for every input."
-import errno, io, json, os, shutil, subprocess, sys
+import errno, io, json, math, os, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+import soxr
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill import audio
-from distill.audio import (AudioError, FORMATS, MIN_SECONDS, RawAudio, encode_sound, find_audio_files, load_audio,
-                           mix_to_mono, prepare_audio, read_audio, remove_dc, save_audio, scan_folder, write_atomically)
+from distill.audio import (AudioError, FORMATS, MIN_SECONDS, RawAudio, count_clipped, encode_sound, find_audio_files,
+                           find_bandwidth, load_audio, mix_to_mono, prepare_audio, read_audio, remove_dc,
+                           save_audio, scan_folder, write_atomically)
 
 # what has to become of each file of the folder `weird`: None = used without a note, else a part of its note or reason
-USED = {'12ch_7_1_4_guitar.wav': None, '192k_mono.flac': None, '24bit_wavex_stereo.wav': None, '24k_stereo.ogg': None,
-        '44k_stereo.mp3': None, '6ch_5_1.wav': None, '8k_mono_speech.wav': None, '96k_mono.flac': None,
-        'Snäre – take 1 (ünïcode) ☂.WAV': None, 'aiff_24bit.aiff': None, 'clipping_real.flac': None,
+USED = {'12ch_7_1_4_guitar.wav': None, '192k_mono.flac': None, '24bit_wavex_stereo.wav': None, '24k_stereo.ogg': 'nothing above 12.0 kHz',
+        '44k_stereo.mp3': None, '6ch_5_1.wav': None, '8k_mono_speech.wav': 'nothing above 4.0 kHz', '96k_mono.flac': None,
+        'Snäre – take 1 (ünïcode) ☂.WAV': None, 'aiff_24bit.aiff': None, 'clipping_real.flac': 'clipped: 1 flat top',
         'corrupt_middle.flac': 'damaged', 'dc_offset_speech.wav': 'constant offset', 'float32_stereo.wav': None,
         'float_nan_inf.wav': '11 values', 'float_over_0dbfs.wav': '6 times full scale',
         'mislabelled_flac.wav': 'holds FLAC',
         'mislabelled_mp3.wav': 'cut short: 39%', 'near_silent_speech.wav': 'very quiet', 'pcm_u8.wav': None,
-        'stereo_one_side_empty.wav': '1 of 2 channels', 'stereo_out_of_phase.wav': 'cancel', 'ulaw_8k.wav': None,
+        'stereo_one_side_empty.wav': '1 of 2 channels', 'stereo_out_of_phase.wav': 'cancel', 'ulaw_8k.wav': 'nothing above 4.0 kHz',
         'streamed_size_unknown.wav': 'does not say how long', 'truncated.flac': 'cut short', 'truncated.wav': 'cut short: 60%'}
 SKIPPED = {'75264hz_single_cycle.wav': 'too short: 13.6 ms', 'all_zero_1s.wav': 'silent', 'one_sample.wav': 'too short',
            'header_only_no_samples.wav': 'no samples', 'text_renamed.wav': 'not a sound file', 'zero_bytes.wav': '0 bytes',
@@ -86,6 +88,80 @@ def test_real_collections_are_used_entirely(folder, n, audio_dir):
     collection = scan_folder(audio_dir/folder)
     assert len(collection.used)==len(collection.reports)==n
     if folder == 'drums': assert min(r.seconds for r in collection.used) < 0.0195 # short ones are welcome
+
+
+# --- faults of a sound that can be read
+QUIETLY = settings(max_examples=30, deadline=None)
+
+@QUIETLY
+@given(hz=st.floats(15, 12_000), level=st.floats(0.2, 1), seed=st.integers(0, 9))
+def test_full_scale_is_not_clipping(hz, level, seed):
+    t = np.arange(24_000)/48_000
+    wave = level*np.sin(2*np.pi*hz*t + seed)
+    assert count_clipped((np.round(wave*32767)/32768)[:, None])==(0, 0)
+    assert count_clipped(np.random.default_rng(seed).uniform(-level, level, (5000, 2)))[0]==0
+
+
+@QUIETLY
+@given(hz=st.floats(60, 2000), over=st.floats(1.05, 4), level=st.floats(0.2, 1))
+def test_clipping_is_counted(hz, over, level):
+    t = np.arange(48_000)/48_000
+    wave = np.clip(over*np.sin(2*np.pi*hz*t), -1, 1)
+    runs, share = count_clipped(np.round(level*wave*32767)[:, None]/32768)
+    at_top = (np.abs(wave)==1).mean()
+    if 48_000/hz*math.acos(1/over)/math.pi > 4: # flat for more than four samples
+        assert abs(runs - 2*hz) < 3 and abs(share - at_top) < 0.02 + 0.1*at_top
+
+
+def test_one_clipped_channel_counts():
+    clean, hot = tone(1).numpy(), np.clip(4*tone(1).numpy(), -1, 1)
+    assert count_clipped(np.stack([clean, hot], 1))[1]==pytest.approx(count_clipped(hot[:, None])[1]/2)
+    assert count_clipped(np.stack([clean, clean], 1))==(0, 0)
+
+
+@pytest.mark.parametrize('rate', [16_000, 22_050, 32_000])
+def test_an_upsampled_file_is_found_out(rate, tmp_path):
+    noise = np.random.default_rng(0).standard_normal(48_000).astype(np.float32)*0.1
+    dull = soxr.resample(soxr.resample(noise, 48_000, rate), rate, 48_000)
+    save_audio(tmp_path/'dull.wav', torch.from_numpy(dull)), save_audio(tmp_path/'whole.wav', torch.from_numpy(noise))
+    dull, whole = scan_folder(tmp_path).used
+    assert dull.findings==('band-limited',) and abs(dull.bandwidth - rate/2) < 400 and 'resampled' in dull.notes[0]
+    assert whole.findings==() and whole.bandwidth==24_000
+
+
+def test_dark_sounds_are_not_band_limited():
+    rng = np.random.default_rng(0)
+    brown = np.cumsum(rng.standard_normal(96_000)).astype(np.float32)
+    assert find_bandwidth(brown/np.abs(brown).max(), 48_000)==24_000
+    assert find_bandwidth(tone(1, hz=8000).numpy(), 48_000)==24_000 # a pure tone has no floor to fall from
+    assert find_bandwidth(np.zeros(48_000, np.float32), 48_000)==24_000
+
+
+def test_every_finding_has_its_kind(tmp_path):
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, 48_000).astype(np.float32))
+    files = {'fine': noise, 'hot': (3*tone(1)).clamp(-1, 1), 'quiet': 0.005*noise, 'dc': 0.2 + 0.2*noise,
+             'gaps': torch.cat([noise, torch.zeros(5*48_000)]), 'off': torch.zeros(4800), 'click': noise[:500]}
+    for name, wav in files.items(): save_audio(tmp_path/f'{name}.wav', wav)
+    bad = noise.numpy().copy()
+    bad[5] = np.nan
+    sf.write(tmp_path/'nan.wav', bad, 48_000, subtype='FLOAT')
+    (tmp_path/'half.wav').write_bytes((tmp_path/'fine.wav').read_bytes()[:60_000])
+    (tmp_path/'text.wav').write_text('no sound', encoding='utf-8')
+    shutil.copy(tmp_path/'fine.wav', tmp_path/'fine2.wav')
+    found = scan_folder(tmp_path)
+    kinds = {r.name: r.findings for r in found.reports}
+    assert kinds=={'click.wav': ('too-short',), 'dc.wav': ('dc',), 'fine.wav': (), 'fine2.wav': ('copy',),
+                   'gaps.wav': ('mostly-silent',), 'half.wav': ('truncated',), 'hot.wav': ('clipped',),
+                   'nan.wav': ('not-a-number',), 'off.wav': ('silent',), 'quiet.wav': ('quiet',), 'text.wav': ('unreadable',)}
+    heard = {r.name: r.heard for r in found.used}
+    assert heard['gaps.wav']==pytest.approx(1, abs=0.06) and heard['fine.wav']==pytest.approx(1)
+    assert {f['name']: tuple(f['findings']) for f in found.to_dict()['files']}==kinds
+
+
+def test_a_note_that_many_share_is_one_line(tmp_path):
+    for i in range(5): save_audio(tmp_path/f'{i}.wav', tone(hz=200 + i, rate=16_000), 16_000)
+    text = str(scan_folder(tmp_path))
+    assert text.count('nothing above 8.0 kHz')==1 and '5 files (0.wav, 1.wav, …)' in text
 
 
 # --- finding
