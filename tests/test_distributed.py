@@ -1,0 +1,152 @@
+"Two processes that train together do what one does with the whole batch: the same losses, the same codebooks, one file."
+import json, os, socket, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from distill.dataset import MelWindows, WindowBatch, load_collection
+from distill.synthesis import write_collection
+from distill.training import (Budget, Checkpoints, Reconstruction, TrainingConfig, part_of_batch, pick_device, processes, train,
+                              train_vqvae)
+from distill.vqvae import ConvVQVAE, VQVAEConfig
+
+STEPS = 60
+CONFIG = TrainingConfig(batch_size=16, validations=6, precision='fp32', patience=1)
+NETWORK = VQVAEConfig(codebook_size=32, channels=(8, 16, 32, 64), dead_code_share=0.5)
+
+
+class Share:
+    "What falls to this process of the batches that one process alone would draw"
+    def __init__(self, batches, index, n): self.batches, self.index, self.n = batches, index, n
+    def __next__(self): return WindowBatch(*(x.chunk(self.n)[self.index] for x in next(self.batches)))
+
+
+class Watched(Reconstruction):
+    "Keeps the loss of every step, the codebooks before it, and how many codes were replaced"
+    books, losses, replaced = (), (), 0
+
+    def start_step(self, fraction):
+        super().start_step(fraction)
+        self.books = [*self.books, self.model.quantizer.codebooks.clone()]
+
+    def forward(self, batch):
+        loss = super().forward(batch)
+        self.losses = [*self.losses, loss.detach()]
+        return loss
+
+
+def count_replacements(objective):
+    for layer in objective.model.quantizer.vq.layers:
+        book = layer._codebook
+
+        def replace_some(samples, batch_mask, seq_mask=None, book=book, real=book.replace):
+            objective.replaced += int(batch_mask.sum())
+            real(samples, batch_mask, seq_mask)
+        book.replace = replace_some
+
+
+def learn(sounds, state, checkpoints, events):
+    "The loop, on a share of each batch"
+    collection = load_collection(sounds)
+    torch.manual_seed(3)
+    model = ConvVQVAE(NETWORK)
+    model.norm.measure(collection.train, collection.spectrogram.cfg.log_floor)
+    model.quantizer.set_batch(16 * 48)
+    objective = Watched(model, collection.valid)
+    count_replacements(objective)
+    batches = Share(MelWindows(collection, 16, 0), state.process_index, state.num_processes)
+    result = train(objective, batches, CONFIG, Budget(steps=STEPS), 'cpu', checkpoints=Checkpoints(checkpoints),
+                   on_event=events.append)
+    return objective, result, collection
+
+
+def worker(sounds, out):
+    "One of two processes, as `torchrun` starts them"
+    state, events = processes(torch.device('cpu')), []
+    objective, result, collection = learn(sounds, state, Path(out)/'checkpoints', events)
+    mine = torch.stack(objective.books)
+    theirs = [torch.empty_like(mine) for _ in range(state.num_processes)]
+    distributed.all_gather(theirs, mine)
+    equal = [int(s) for s in range(STEPS) if torch.equal(theirs[0][s], theirs[1][s])]
+    losses = torch.stack(objective.losses)
+    distributed.all_reduce(losses)
+    weights = torch.cat([v.flatten().double() for v in objective.state_dict().values()])
+    both = [torch.empty_like(weights) for _ in range(2)]
+    distributed.all_gather(both, weights)
+    # the whole of stage 1 as well, each process drawing windows of its own, and going on from a checkpoint
+    own = next(MelWindows(collection, *part_of_batch(CONFIG, 'cpu'))).mel
+    windows = [torch.empty_like(own) for _ in range(2)]
+    distributed.all_gather(windows, own)
+    cfg, steps, stop_at = replace(CONFIG, validations=2), 12, iter(range(100))
+    fit = lambda folder, stop: train_vqvae(collection, NETWORK, cfg, Budget(steps=steps), 'cpu', should_stop=stop,
+                                           checkpoints=Checkpoints(Path(out)/folder))[0].state_dict()
+    straight = fit('straight', lambda: False)
+    fit('again', lambda: state.process_index == 1 and next(stop_at) == 4)               # only one of the two is asked to stop
+    again = fit('again', lambda: False)
+    report = dict(losses=(losses / 2).tolist(), history=result.history, equal=equal, replaced=objective.replaced, same_weights=torch.equal(*both),
+                  events=[e['event'] for e in events], windows_differ=not torch.equal(*windows), share=len(own),
+                  resumed=all(torch.equal(straight[k], again[k]) for k in straight),
+                  norms=[type(m).__name__ for m in objective.modules() if 'forward' in vars(m)])
+    Path(out, f'rank-{state.process_index}.json').write_text(json.dumps(report), encoding='utf-8')
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "The reports of one process and of two"
+    here = tmp_path_factory.mktemp('two')
+    sounds = write_collection(here/'sounds', n_files=8, seed=1)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1',
+               PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')]))
+    both = [subprocess.Popen([sys.executable, __file__, str(sounds), str(here)], stderr=subprocess.PIPE, text=True,
+                             env=dict(env, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
+    events = []
+    objective, result, _ = learn(sounds, processes(pick_device('cpu')), here/'alone', events)
+    try:
+        for process in both: assert process.wait(timeout=240) == 0, process.stderr.read()[-3000:]
+    finally:
+        for process in both: process.kill()
+    reports = [json.loads((here/f'rank-{r}.json').read_text(encoding='utf-8')) for r in range(2)]
+    return dict(folder=here, alone=result, objective=objective, two=reports)
+
+
+def test_the_losses_are_those_of_one_process(runs):
+    for mine in runs['two']:
+        alone = [loss.item() for loss in runs['objective'].losses]
+        assert len(alone) == STEPS and alone[-1] < 0.7 * alone[0]
+        assert mine['losses'] == pytest.approx(alone, rel=0.01)
+        assert [r['loss'] for r in mine['history']] == pytest.approx([r['loss'] for r in runs['alone'].history], rel=0.01)
+
+
+def test_codebooks_are_equal_at_every_step(runs):
+    for mine in runs['two']: assert mine['equal'] == list(range(STEPS))
+    assert runs['two'][0]['same_weights']
+    assert runs['two'][0]['replaced'] == runs['two'][1]['replaced'] > 0, 'no code was ever replaced: the test shows nothing'
+
+
+def test_only_the_first_writes_and_reports(runs):
+    first, second = runs['two']
+    assert first['events'][0] == 'start' and 'validation' in first['events'] and not second['events']
+    assert len([*(runs['folder']/'checkpoints').iterdir()]) <= 4
+    assert first['history'] != [] and [r['score'] for r in first['history']] == [r['score'] for r in second['history']]
+
+
+def test_each_draws_its_own_share(runs):
+    for mine in runs['two']: assert mine['windows_differ'] and mine['share'] == 8
+
+
+def test_two_go_on_to_the_same_bytes(runs):
+    for mine in runs['two']: assert mine['resumed']
+
+
+def test_the_module_is_as_before_afterwards(runs):
+    for mine in runs['two']: assert mine['norms'] == []
+    assert runs['alone'].steps == STEPS
+
+
+if __name__ == '__main__': worker(*sys.argv[1:])
