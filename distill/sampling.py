@@ -6,8 +6,8 @@
 __all__ = ['PER_LEVEL', 'PRESETS', 'FILTERS', 'TOLERANCE', 'as_array', 'softmax', 'apply_temperature', 'apply_repetition_penalty',
            'RecentCodes', 'apply_top_k', 'apply_top_p', 'apply_min_p', 'atypicality', 'apply_typical', 'SamplingConfig',
            'config_folder', 'list_presets', 'preset', 'save_preset', 'delete_preset', 'Cut', 'scale_logits',
-           'apply_filters', 'distribution', 'Draw', 'draw', 'resolve_seed', 'RowNoise', 'edge_is_close',
-           'is_close_call', 'next_codes', 'Sampler', 'Stopped', 'sample_code_sequence']
+           'apply_filters', 'distribution', 'Draw', 'draw', 'resolve_seed', 'RowNoise', 'edge_mass', 'is_close_call',
+           'next_codes', 'Sampler', 'Stopped', 'sample_code_sequence']
 
 # %% ../nbs/07_sampling.ipynb #45cf7338
 import json, math, operator, os, re, secrets, sys, unicodedata
@@ -22,12 +22,12 @@ import torch
 
 from .audio import explain_write_error, write_atomically
 
-# %% ../nbs/07_sampling.ipynb #fcbc48ec
+# %% ../nbs/07_sampling.ipynb #9f38411f
 def as_array(
     logits, # a tensor on any device, or an array
 ): # float64 array of the same shape
     "What a prior answers, as numpy sees it"
-    if isinstance(logits, torch.Tensor): logits = logits.float().cpu().numpy()
+    if isinstance(logits, torch.Tensor): logits = logits.float().numpy(force=True)
     return np.asarray(logits, np.float64)
 
 def softmax(
@@ -151,7 +151,7 @@ _RANGES = dict(  # field: (low, high, way out, whole number?)
 
 PER_LEVEL = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'argmax', 'repetition_penalty')
 
-# %% ../nbs/07_sampling.ipynb #65ed94d5
+# %% ../nbs/07_sampling.ipynb #fa9155ae
 def _checked_one(name, value, where=''):
     "One value of the setting `name`, or a ValueError"
     if name == 'seed' and value is None: return None
@@ -162,7 +162,7 @@ def _checked_one(name, value, where=''):
 def _checked_setting(name, value):
     "What was given for the setting `name`: one value, or a tuple with one per level"
     if not isinstance(value, (list, tuple)): return _checked_one(name, value)
-    if name not in PER_LEVEL: raise ValueError(f'{name} is {value!r}, but it must be one value, the same for all levels')
+    if name not in PER_LEVEL: raise ValueError(f'{name} is {value!r}, but it must be one value for all levels')
     if not value: raise ValueError(f'{name} is {value!r}, but it must be one value, or one per quantizer level')
     return tuple(_checked_one(name, o, f' at level {q}') for q, o in enumerate(value))
 
@@ -408,7 +408,7 @@ class RowNoise:
         self.i += 1
         return self.ready[self.i - 1]
 
-# %% ../nbs/07_sampling.ipynb #078fb2c3
+# %% ../nbs/07_sampling.ipynb #52de4e94
 TOLERANCE = 4e-5  # nats: how far rounding may move a logit; several times what float32 was seen to do
 
 def _least_kept(p): return np.where(p > 0, p, np.inf).min(-1)  # (b,)
@@ -419,31 +419,40 @@ def _mass_is_close(cut, last, tolerance):
     mass = cut.after.sum(-1) / total
     return (mass < cut.value + hair) | (mass - last / total > cut.value - hair)
 
-def _typical_is_close(cut, tolerance):
-    "Whether another code is about as typical as the last one kept"
-    far, rows = atypicality(cut.before), np.arange(len(cut.before))
+def _typical_edge_mass(cut, tolerance):
+    "The same as `edge_mass` for codes ranked by how typical they are"
+    p, far, rows = cut.before, atypicality(cut.before), np.arange(len(cut.before))
     last = np.where(cut.after > 0, far, -1).argmax(-1)
-    reach = tolerance * (4 + 2 * (cut.before * far).sum(-1) / cut.before.sum(-1))
-    gap = np.abs(far - far[rows, last][:, None])
-    others = ((gap > 0) & (gap < reach[:, None])).any(-1)
-    return others | _mass_is_close(cut, cut.before[rows, last], tolerance)
+    next_one = np.where(cut.after > 0, np.inf, far).argmin(-1)
+    reach = tolerance * (4 + 2 * (p * far).sum(-1) / p.sum(-1))
+    near = np.abs(far - far[rows, last][:, None]) < reach[:, None]  # with `last` itself
+    swap = np.where(near.sum(-1) > 1, (p * near).sum(-1), 0)
+    end = np.where(_mass_is_close(cut, p[rows, last], tolerance), p[rows, last] + p[rows, next_one], 0)
+    return swap + end
 
-def edge_is_close(
+def edge_mass(
     cut: Cut, # what a filter did
     tolerance: float, # how far rounding may move a logit, in nats
-): # True where rounding could move a code in or out (b,)
-    "Whether the edge of a filter hangs on a hair"
-    if cut.name == 'typical_p': return _typical_is_close(cut, tolerance)
+): # probability, as in `cut.before`; 0 where the edge is clear (b,)
+    "How much probability hangs on a hair at the edge of a filter"
+    if cut.name == 'typical_p': return _typical_edge_mass(cut, tolerance)
     near, last = 1 + 2 * tolerance, _least_kept(cut.after)
     next_one = np.where(cut.after > 0, 0, cut.before).max(-1)
     if cut.name == 'min_p':
         best = cut.before.max(-1)
         bar = cut.value * best
-        return (last < best) & (last < bar * near) | (next_one * near > bar)
-    close = (next_one < last) & (last < next_one * near)  # two could swap places; exact ties cannot
-    return close | _mass_is_close(cut, last, tolerance) if cut.name == 'top_p' else close
+        close = (last < best) & (last < bar * near) | (next_one * near > bar)
+    else: close = (next_one < last) & (last < next_one * near)  # two could swap places; exact ties cannot
+    if cut.name == 'top_p': close |= _mass_is_close(cut, last, tolerance)
+    return np.where(close, last, 0)
 
-# %% ../nbs/07_sampling.ipynb #79fad044
+# %% ../nbs/07_sampling.ipynb #63a9ae2e
+def _at_stake(cuts, tolerance):
+    "The share of the probability that hangs on hairs (b,)"
+    masses = [edge_mass(o, tolerance) for o in cuts]
+    if cuts[-1].name == 'typical_p': masses[:-1] = [o > 0 for o in masses[:-1]]  # the entropy moves: all may change
+    return sum(masses) / cuts[-1].after.sum(-1)
+
 def is_close_call(
     drawn: Draw, # the draw
     cuts: list, # what the filters did before it
@@ -455,17 +464,13 @@ def is_close_call(
     typical = bool(cuts) and cuts[-1].name == 'typical_p'
     if cfg.argmax or cfg.gumbel:
         close = ~(margin >= 2 * tolerance) & (margin != 0)  # NaN is close, an exact tie is not
-        at_stake = np.full(len(margin), cfg.gumbel or typical)
-    else:
-        reach = 2 * tolerance * noise * (1 - noise)         # a boundary within reach is about where the dart is
-        close, at_stake = ~(margin >= reach), np.array([False])
-        if cuts and not typical:
-            least = _least_kept(cuts[-1].after) / cuts[-1].after.sum(-1)
-            at_stake = margin < reach + least / np.maximum(1 - least, .5)
-        elif typical: at_stake = np.array([True])
-    if cuts and at_stake.any():
-        for cut in cuts: close |= at_stake & edge_is_close(cut, tolerance)
-    return close
+        return close | (_at_stake(cuts, tolerance) > 0) if typical or cuts and cfg.gumbel else close
+    shift = lambda share: share / np.maximum(1 - share, .5)  # of the boundaries, when so much comes or goes
+    most = 1. if typical else shift(_least_kept(cuts[-1].after) / cuts[-1].after.sum(-1)) if cuts else 0.
+    close = ~(margin >= most + tolerance / 2)
+    if not close.any(): return close                         # far from anything, as nearly always
+    reach = 2 * tolerance * noise * (1 - noise)              # a boundary within reach is about where the dart is
+    return ~(margin >= reach + (shift(_at_stake(cuts, tolerance)) if cuts else 0))
 
 # %% ../nbs/07_sampling.ipynb #be8c8a4e
 def next_codes(

@@ -66,7 +66,7 @@ def reference(logits, cfg, used=()):
 def on_an_edge(logits, cfg, used=None, tolerance=1e-9):
     "Whether the last bits decide what a filter keeps, so that two right answers differ"
     p = softmax(sampling.scale_logits(logits, cfg, used))
-    return any(sampling.edge_is_close(cut, tolerance).any() for cut in apply_filters(p, cfg))
+    return any(sampling.edge_mass(cut, tolerance).any() for cut in apply_filters(p, cfg))
 
 
 some_settings = st.builds(
@@ -276,7 +276,7 @@ def test_filters_do_not_mind_the_sum(rng, name, value, factor):
     "What an earlier filter left does not add up to 1."
     p, keep = random_p(rng), sampling.FILTERS[name]
     if name == 'top_k': value = int(1 + 50 * value)
-    assume(not sampling.edge_is_close(sampling.Cut(name, value, p, keep(p, value)), 1e-9).any())
+    assume(not sampling.edge_mass(sampling.Cut(name, value, p, keep(p, value)), 1e-9).any())
     np.testing.assert_allclose(keep(p * factor, value), keep(p, value) * factor, rtol=1e-9)
 
 
@@ -456,11 +456,9 @@ class TablePrior(torch.nn.Module):
 
     def forward(self, codes):
         self.settled += 1
-        total, out = torch.zeros(len(codes), dtype=torch.long), []
-        for t in range(codes.shape[1]):
-            out.append(self.rows(total))
-            total = codes[:, t] + 3 * (total % 24)
-        return torch.stack(out, 1)
+        totals = [torch.zeros(len(codes), dtype=torch.long)]
+        for t in range(codes.shape[1] - 1): totals.append(codes[:, t] + 3 * (totals[-1] % 24))
+        return self.rows(torch.stack(totals, 1))
 
 
 WAYS = {'plain': SamplingConfig(), 'default': SamplingConfig.default(), 'greedy': SamplingConfig.greedy(),
@@ -490,7 +488,7 @@ def with_and_without_referee(cfg, monkeypatch):
     agree = []
     for referee in (sampling.is_close_call, lambda drawn, *rest: np.zeros(len(drawn.tokens), bool)):
         monkeypatch.setattr(sampling, 'is_close_call', referee)
-        a, b, c = (sample_code_sequence(TablePrior(noise=1e-3), 64, cfg, n=60, batch_size=o) for o in (1, 7, 30))
+        a, b, c = (sample_code_sequence(TablePrior(noise=1e-3), 48, cfg, n=30, batch_size=o) for o in (1, 7, 30))
         agree.append(torch.equal(a, b) and torch.equal(a, c))
     return agree
 
@@ -635,14 +633,14 @@ def test_close_calls_go_to_the_referee_of_their_row():
 @settings(**GRID | dict(max_examples=300))
 @given(rows, st.sampled_from(list(WAYS)), st.integers(0, 3))
 def test_what_is_not_a_close_call_survives_rounding(rng, way, q):
-    "With a tolerance a thousand times wider, so that there are close calls; rounding at its worst."
+    "With a tolerance a hundred times wider, so that there are close calls."
     cfg = WAYS[way].at_level(q)
     logits = np.repeat(random_logits(rng, b=1, k=30, scale=2.), 40, 0)
     used = np.repeat(random_used(rng, logits[:1]), 40, 0)
     noise = None if cfg.argmax else np.repeat(rng.random((1, 30) if cfg.gumbel else 1), 40, 0)
-    moved = logits + 2e-2 * rng.choice([-1., 1.], logits.shape)
+    moved = logits + 5e-3 * rng.choice([-1., 1.], logits.shape)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, 'TOLERANCE', 2e-2)
+        patch.setattr(sampling, 'TOLERANCE', 5e-3)
         asked = []
         alone = None if noise is None else noise[:1]
         first = next_codes(logits[:1], cfg, alone, used[:1], lambda i: asked.append(i) or logits[0])
