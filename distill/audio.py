@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'AUDIO_EXTENSIONS', 'FOREIGN_EXTENSIONS', 'MIN_SECONDS', 'SILENCE_DB', 'QUIET_DB', 'FORMATS', 'LOSSY',
-           'MP3_RATES', 'AudioError', 'find_audio_files', 'Note', 'RawAudio', 'read_audio', 'mix_to_mono', 'remove_dc',
-           'Sound', 'prepare_audio', 'load_audio', 'show_waveform', 'peak_db', 'count_clipped', 'find_bandwidth',
-           'FileReport', 'report_file', 'Collection', 'describe_collection', 'scan_folder', 'write_atomically',
-           'explain_write_error', 'encode_sound', 'save_audio']
+           'MP3_RATES', 'AudioError', 'find_audio_files', 'printable', 'Note', 'RawAudio', 'read_audio', 'mix_to_mono',
+           'remove_dc', 'Sound', 'prepare_audio', 'load_audio', 'show_waveform', 'peak_db', 'count_clipped',
+           'find_bandwidth', 'FileReport', 'file_digest', 'report_file', 'Collection', 'describe_collection',
+           'scan_folder', 'write_atomically', 'explain_write_error', 'encode_sound', 'save_audio']
 
 # %% ../nbs/00_audio.ipynb #286a6dae
 import contextlib, errno, hashlib, io, math, os, re, secrets, zlib
@@ -53,11 +53,12 @@ def find_audio_files(
     if not folder.is_dir(): raise FileNotFoundError(f'there is no folder {folder}: check the spelling, or create it')
     return [p for p in _files_below(folder) if (_is_audio_name(p) and not p.name.startswith('.')) or p.is_dir()]
 
-# %% ../nbs/00_audio.ipynb #d30e78c9
-def _printable(
+# %% ../nbs/00_audio.ipynb #6ee7d5cf
+def printable(
     path:Path,             # any path
     folder:Path|None=None, # shown relative to this
 ) -> str: # with forward slashes, safe to print
+    "A path as text for people"
     name = (path.relative_to(folder) if folder else path).as_posix()
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
@@ -120,12 +121,12 @@ def _length_note(
     text = f'cut short: {there/promised:.0%} of what its header promises is there ({_clock(seconds)})'
     return Note(text, 'truncated')
 
-# %% ../nbs/00_audio.ipynb #fef5acd1
+# %% ../nbs/00_audio.ipynb #e73f52f2
 def _check_readable(
     path:Path, # the file somebody wants to load
 ):
     "Raises `AudioError` for what can be told without decoding"
-    name = _printable(path)
+    name = printable(path)
     if path.is_dir(): raise AudioError(f'{name}: a folder, or one that cannot be opened, where a sound file is wanted')
     if path.is_symlink() and not path.exists(): raise AudioError(f'{name}: a link to a file that is gone')
     if not path.exists(): raise AudioError(f'{name}: there is no such file, check the spelling')
@@ -144,14 +145,14 @@ class RawAudio(NamedTuple):
     sample_rate:int        # samples per second
     notes:tuple[str, ...]  # what was wrong with the file
 
-# %% ../nbs/00_audio.ipynb #59dbf483
+# %% ../nbs/00_audio.ipynb #98497fba
 def read_audio(
     path:str|Path, # a file of any format that libsndfile decodes, whatever its name ends in
 ) -> RawAudio: # every sample that could be decoded
     "Decode one file as far as it goes; raises `AudioError` when there is nothing to use"
     path = Path(path).expanduser()
     _check_readable(path)
-    name = _printable(path)
+    name = printable(path)
     try:
         stream = _Stream(path if os.name == 'nt' else os.fsencode(path))
         if stream.frames == 0 and (rescued := _unfinished_wav(path)): stream = _Stream(rescued)
@@ -234,14 +235,14 @@ def prepare_audio(
     if wav.numel() and (peak := wav.abs().max()) > 1: wav = wav/peak
     return Sound(wav, sample_rate, (*notes, *more, *dc))
 
-# %% ../nbs/00_audio.ipynb #d4447fe5
+# %% ../nbs/00_audio.ipynb #0337f92e
 def load_audio(
     path:str|Path,               # wav, flac, ogg, mp3, aiff…, any sample rate, any number of channels
     sample_rate:int=SAMPLE_RATE, # samples per second wanted
 ) -> Sound: # mono waveform (t,), its sample rate, notes on what was changed
     "Load one file as a clean mono waveform; raises `AudioError` when it cannot be used"
     sound = prepare_audio(read_audio(path), sample_rate)
-    if not len(sound.wav): raise AudioError(f'{_printable(Path(path))}: too short to be a sound (a sample or two)')
+    if not len(sound.wav): raise AudioError(f'{printable(Path(path))}: too short to be a sound (a sample or two)')
     return sound
 
 # %% ../nbs/00_audio.ipynb #a23589be
@@ -374,10 +375,11 @@ class FileReport:
     def findings(self) -> tuple[str, ...]: # kinds of what is said about it, such as 'clipped'; for programs
         return tuple(n.kind for n in (self.reason, *self.notes) if n)
 
-# %% ../nbs/00_audio.ipynb #55133838
-def _digest(
+# %% ../nbs/00_audio.ipynb #1ea61b5c
+def file_digest(
     path:Path, # any file
 ) -> str: # SHA-256 of its bytes, '' when it cannot be read
+    "What identifies the content of a file"
     h = hashlib.sha256()
     try:
         with open(path, 'rb') as f:
@@ -397,30 +399,31 @@ def _unused_because(
     if db < SILENCE_DB: return Note(f'silent: its peak is {db:.0f} dBFS, below {SILENCE_DB:.0f}', 'silent')
     return Note()
 
-# %% ../nbs/00_audio.ipynb #e4905d5c
+# %% ../nbs/00_audio.ipynb #285a5cdc
 def report_file(
     path:Path,                     # a file that exists in some form
     folder:Path,                   # the collection it belongs to
     min_seconds:float=MIN_SECONDS, # shortest sound that counts
     keep:bool=False,               # store the waveform in the report
+    digest:str='',                 # SHA-256 of the file's bytes, when it is known
 ) -> FileReport: # used, or not used with its reason
     "Decode one file and decide whether it can be learned from; never raises for a bad file"
-    name = _printable(path, folder)
+    name = printable(path, folder)
     try:
         raw = read_audio(path)
         wav, _, notes = prepare_audio(raw)
     except AudioError as e:
-        return FileReport(path, name, False, Note(str(e).removeprefix(f'{_printable(path)}: '), 'unreadable'))
+        return FileReport(path, name, False, Note(str(e).removeprefix(f'{printable(path)}: '), 'unreadable'))
     t, channels = raw.samples.shape
     seconds, db = t/raw.sample_rate, peak_db(wav)
     reason = _unused_because(seconds, db, min_seconds)
-    if reason: return FileReport(path, name, False, reason, notes, seconds, raw.sample_rate, channels, db, _digest(path))
+    about = seconds, raw.sample_rate, channels, db, digest or file_digest(path)
+    if reason: return FileReport(path, name, False, reason, notes, *about)
     clipped, heard = count_clipped(raw.samples), _heard_seconds(wav)
     bandwidth, most = find_bandwidth(wav.numpy(), SAMPLE_RATE), raw.sample_rate/2
     if bandwidth > 0.9*most: bandwidth = most
     notes = (*notes, *_sound_notes(raw, wav, clipped, bandwidth, heard))
-    return FileReport(path, name, True, reason, notes, seconds, raw.sample_rate, channels, db, _digest(path),
-                      clipped[1], bandwidth, heard, wav if keep else None)
+    return FileReport(path, name, True, reason, notes, *about, clipped[1], bandwidth, heard, wav if keep else None)
 
 # %% ../nbs/00_audio.ipynb #02db7dc1
 _MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg', b'FORM': '.aiff', b'ID3': '.mp3'}
@@ -438,7 +441,7 @@ def _aside_because(
     if ending == '.wav' and start[8:] != b'WAVE' or ending == '.aiff' and start[8:11] != b'AIF': return ''
     return f'looks like sound by its content: end its name in {ending} to use it' if ending else ''
 
-# %% ../nbs/00_audio.ipynb #40197bb7
+# %% ../nbs/00_audio.ipynb #ee096b1b
 @dataclass(frozen=True)
 class Collection:
     "What was found in a folder, file by file"
@@ -461,7 +464,7 @@ class Collection:
         "Raise `AudioError`, with the reasons, when fewer than `n_files` can be used"
         if len(self.used) >= n_files: return
         need = f'{n_files} usable sound file' + 's are'*(n_files > 1) + ' is'*(n_files == 1) + ' needed'
-        raise AudioError(f'{_printable(self.folder)}: {need}, {describe_collection(self, limit=5)}')
+        raise AudioError(f'{printable(self.folder)}: {need}, {describe_collection(self, limit=5)}')
 
     def __str__(self): return describe_collection(self)
     def _repr_pretty_(self, p, cycle): p.text(str(self)) # the short text instead of every report in a notebook
@@ -472,7 +475,7 @@ class Collection:
                       seconds=round(r.seconds, 4), heard=round(r.heard, 4), sample_rate=r.sample_rate,
                       channels=r.channels, bandwidth=round(r.bandwidth), clipped=round(r.clipped, 6), digest=r.digest,
                       peak_db=round(r.peak_db, 1) if math.isfinite(r.peak_db) else None) for r in self.reports]
-        return dict(folder=_printable(self.folder), found=len(self.reports), used=len(self.used),
+        return dict(folder=printable(self.folder), found=len(self.reports), used=len(self.used),
                     skipped=len(self.skipped), seconds=round(self.seconds, 3), fingerprint=self.fingerprint,
                     files=files, aside=dict(self.aside))
 
@@ -515,7 +518,7 @@ def _note_copies(
         if original != r.name: reports[i] = replace(r, notes=(*r.notes, Note(f'same content as {original}', 'copy')))
     return tuple(reports)
 
-# %% ../nbs/00_audio.ipynb #9a83fef6
+# %% ../nbs/00_audio.ipynb #b020a05d
 def scan_folder(
     folder:str|Path,               # searched with all its subfolders
     min_seconds:float=MIN_SECONDS, # shorter files are listed, not used
@@ -527,11 +530,11 @@ def scan_folder(
     files = find_audio_files(folder)
     folder, reports = Path(folder).expanduser(), []
     for i, path in enumerate(files):
-        if progress_callback: progress_callback(i/len(files), f'Reading {i+1}/{len(files)}: {_printable(path, folder)}')
+        if progress_callback: progress_callback(i/len(files), f'Reading {i+1}/{len(files)}: {printable(path, folder)}')
         reports.append(read(path, folder, min_seconds, keep))
     if progress_callback: progress_callback(1.0, f'Read {len(files)} files')
     others = set(_files_below(folder)) - set(files)
-    aside = {_printable(p, folder): why for p in sorted(others) if (why := _aside_because(p))}
+    aside = {printable(p, folder): why for p in sorted(others) if (why := _aside_because(p))}
     return Collection(folder, _note_copies(reports), aside)
 
 # %% ../nbs/00_audio.ipynb #9d778a34
@@ -553,13 +556,13 @@ def write_atomically(
         with contextlib.suppress(OSError): part.unlink()
     return Path(path)
 
-# %% ../nbs/00_audio.ipynb #a833d62f
+# %% ../nbs/00_audio.ipynb #e0922126
 def explain_write_error(
     error:OSError,  # what the system said
     path:str|Path,  # the file that was to be written
 ) -> str: # what is wrong and what to do
     "A failed write in words that help"
-    name, folder = _printable(Path(path)), _printable(Path(path).absolute().parent)
+    name, folder = printable(Path(path)), printable(Path(path).absolute().parent)
     if error.errno == errno.ENOENT: return f'cannot write {name}: there is no folder {folder}, create it first'
     if error.errno == errno.ENOTDIR: return f'cannot write {name}: {folder} is not a folder, choose another place'
     if error.errno == errno.EISDIR: return f'cannot write {name}: a folder of that name is in the way, use another'
