@@ -217,7 +217,7 @@ def _checksum(text, tensors):
     for name in sorted(tensors): h.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../nbs/05_training.ipynb #00e23f2b
+# %% ../nbs/05_training.ipynb #cfec71f4
 class CheckpointError(ValueError):
     "A checkpoint that does not fit the run that wants to go on from it; the message says why and what to do"
 
@@ -231,7 +231,7 @@ def _read_checkpoint(path):
     "The state in a file; None if it is damaged"
     try:
         with safetensors.safe_open(path, 'pt') as file:
-            about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            about, tensors = file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}
         if about.get('version', '1') != '1':
             raise CheckpointError(f'{path} was written by a newer distill: update this one to go on from there')
         whole = about['sha256'] == _checksum(about['state'], tensors)
@@ -521,7 +521,7 @@ def _resume(run):
         _set_random_state(own['random'], run.accelerator.device)
     if damaged: run.note(f'{len(damaged)} damaged checkpoints: going on from ' + (f'step {run.result.steps}' if state else 'the beginning'))
 
-# %% ../nbs/05_training.ipynb #8f1dfea7
+# %% ../nbs/05_training.ipynb #648ea7bb
 def train(
     objective: Objective,
     batches,                  # an iterator of batches (named tuples of tensors), of this process's share
@@ -534,6 +534,7 @@ def train(
     on_event: Callable[[dict], None] = None,  # called with everything that happens
 ) -> TrainingResult:
     "Train until the budget is spent, keeping the best weights by held-out score"
+    budget.fraction(0)                                             # the clock starts
     accelerator = _accelerator(cfg, pick_device(device))
     optimizer = torch.optim.AdamW(objective.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     step_module, optimizer = accelerator.prepare(objective, optimizer)

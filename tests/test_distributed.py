@@ -1,16 +1,16 @@
 "Two processes that train together do what one does with the whole batch: the same losses, the same codebooks, one file."
-import json, os, socket, subprocess, sys
+import json, math, os, socket, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from distill.dataset import MelWindows, WindowBatch, load_collection
 from distill.synthesis import write_collection
-from distill.training import (Budget, Checkpoints, Reconstruction, TrainingConfig, part_of_batch, pick_device, processes, train,
-                              train_vqvae)
+from distill.training import (Budget, Checkpoints, Objective, Reconstruction, TrainingConfig, part_of_batch, pick_device,
+                              processes, train, train_vqvae)
 from distill.vqvae import ConvVQVAE, VQVAEConfig
 
 STEPS = 60
@@ -22,6 +22,28 @@ class Share:
     "What falls to this process of the batches that one process alone would draw"
     def __init__(self, batches, index, n): self.batches, self.index, self.n = batches, index, n
     def __next__(self): return WindowBatch(*(x.chunk(self.n)[self.index] for x in next(self.batches)))
+
+
+class Slope(Objective):
+    "Something small to learn, which one process cannot for a moment: its fifth batch is no number"
+    name = 'a slope'
+
+    def __init__(self, spoilt):
+        super().__init__()
+        self.slope, self.left = nn.Parameter(torch.zeros(())), 5 if spoilt else math.inf
+
+    def forward(self, batch):
+        self.left -= 1
+        return (self.slope * batch - 7 * batch).square().mean() * (1 if self.left else math.nan)
+
+    def score(self): return (self.slope.item() - 7) ** 2
+
+
+def slope(spoilt):
+    "What it went back for, and what it ended with"
+    objective = Slope(spoilt)
+    result = train(objective, iter(lambda: torch.ones(3), None), replace(CONFIG, learning_rate=0.1), Budget(steps=20), 'cpu')
+    return result.notes, objective.slope.item()
 
 
 class Watched(Reconstruction):
@@ -86,7 +108,8 @@ def worker(sounds, out):
     straight = fit('straight', lambda: False)
     fit('again', lambda: state.process_index == 1 and next(stop_at) == 4)               # only one of the two is asked to stop
     again = fit('again', lambda: False)
-    report = dict(losses=(losses / 2).tolist(), history=result.history, equal=equal, replaced=objective.replaced, same_weights=torch.equal(*both),
+    notes, ended = slope(state.process_index == 1)
+    report = dict(notes=notes, slope=ended, losses=(losses / 2).tolist(), history=result.history, equal=equal, replaced=objective.replaced, same_weights=torch.equal(*both),
                   events=[e['event'] for e in events], windows_differ=not torch.equal(*windows), share=len(own),
                   resumed=all(torch.equal(straight[k], again[k]) for k in straight),
                   norms=[type(m).__name__ for m in objective.modules() if 'forward' in vars(m)])
@@ -138,6 +161,12 @@ def test_only_the_first_writes_and_reports(runs):
 
 def test_each_draws_its_own_share(runs):
     for mine in runs['two']: assert mine['windows_differ'] and mine['share'] == 8
+
+
+def test_what_spoils_one_sends_all_back(runs):
+    first, second = runs['two']
+    assert first['notes'] == second['notes'] and 'at step 4: back' in first['notes'][0] and len(first['notes']) == 1
+    assert first['slope'] == second['slope'] > 0.2
 
 
 def test_two_go_on_to_the_same_bytes(runs):
