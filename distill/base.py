@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRETRAINING_DATA', 'PRETRAINING', 'BASE_FORMAT', 'BASE_FILE', 'PretrainingWindows', 'Pretraining', 'BaseModel',
-           'pretrain', 'base_tensors', 'base_path', 'save_base', 'load_base', 'start_from_base']
+           'pretrain', 'base_tensors', 'base_path', 'save_base', 'load_base', 'start_from_base', 'fitting_base']
 
 # %% ../nbs/08a_base.ipynb #6b5222e8
 import json
@@ -76,7 +76,7 @@ PRETRAINING_DATA = DatasetConfig(valid_fraction=0.05, gain_db=(-14.0, 6.0), tilt
                                  speed_semitones=9.0, speed_copies=3)
 PRETRAINING = TrainingConfig(ema_decay=0.999, validations=30, patience=1.0)
 
-# %% ../nbs/08a_base.ipynb #c5bfe79a
+# %% ../nbs/08a_base.ipynb #b172883b
 class BaseModel(NamedTuple):
     "The weights that models start from, and how they came about"
     tensors: dict  # name → half precision; of the encoder, the decoder and the normalisation
@@ -106,12 +106,14 @@ def pretrain(
                        tell(0.04, 1), should_stop)
     about = dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                  recordings=len(collection.names), seconds=round(collection.seconds), collection=collection.files.fingerprint,
-                 synthesised=windows.made, steps=result.steps, minutes=round(result.seconds / 60, 1), seed=seed,
+                 synthesised=windows.made, shape=_shape(cfg), steps=result.steps, minutes=round(result.seconds / 60, 1), seed=seed,
                  held_out_log_mel_l1=round(result.best, 4), library_version=__version__)
     return BaseModel(base_tensors(model), about)
 
-# %% ../nbs/08a_base.ipynb #8c232b9e
+# %% ../nbs/08a_base.ipynb #f3397b97
 _PARTS = ('encoder.', 'decoder.', 'norm.')
+
+def _shape(cfg): return dict(code_dim=cfg.code_dim, channels=list(cfg.channels), activation=cfg.activation, dropout=cfg.dropout)
 
 def base_tensors(model: ConvVQVAE) -> dict:
     "What other models can start from, in half precision"
@@ -149,16 +151,25 @@ def load_base(
         if isinstance(e, ModelFileError): raise
         raise ModelFileError(f'{path} cannot be read as a base model ({e}): install the package again, or leave the base model out') from e
 
-# %% ../nbs/08a_base.ipynb #259091e0
+# %% ../nbs/08a_base.ipynb #601d3e3a
 def start_from_base(
     model: ConvVQVAE,         # fresh; its encoder, decoder and normalisation are replaced
-    base: BaseModel = None,   # by default the one that the package brings
+    base: BaseModel,
 ):
     "Give a model the weights of a base model; raises `ValueError` when its shape is another"
-    base = base or load_base()
     own = model.state_dict()
-    wrong = [name for name, x in base.tensors.items() if name not in own or own[name].shape != x.shape]
-    if wrong or any(name.startswith(_PARTS) and name not in base.tensors for name in own):
+    parts = {name for name in own if name.startswith(_PARTS)}
+    if parts != set(base.tensors) or any(own[name].shape != base.tensors[name].shape for name in parts):
         raise ValueError(f'the base model does not fit code_dim={model.cfg.code_dim}, channels={model.cfg.channels}: '
                          'train from scratch, or keep to the default shape')
     model.load_state_dict({**own, **{name: x.to(own[name].dtype) for name, x in base.tensors.items()}})
+
+def fitting_base(
+    cfg: VQVAEConfig,
+    path=None,                # by default the one that the package brings
+):                            # a `BaseModel`, or None
+    "The base model, if a network of this shape can start from it"
+    path = Path(path) if path else base_path()
+    if not path.exists(): return None
+    base = load_base(path)
+    return base if all(base.about['shape'][name] == value for name, value in _shape(cfg).items()) else None

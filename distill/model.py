@@ -73,7 +73,7 @@ def model_fingerprint(
     "A short name for what the codes of this model mean"
     return _digest(model.state_dict(), _plain(asdict(spectrogram_config)), _plain(asdict(vqvae_config)))[:16]
 
-# %% ../nbs/08_model.ipynb #2e492755
+# %% ../nbs/08_model.ipynb #f23e85f5
 @dataclass(eq=False)
 class LoadedVQModel:
     "A model ready for use: the networks, the spectrogram and everything known about them"
@@ -92,6 +92,11 @@ class LoadedVQModel:
     def fingerprint(self) -> str:
         "A short name for what the codes of this model mean"
         return model_fingerprint(self.model, self.spectrogram_config, self.vqvae_config)
+
+    @property
+    def prior_fingerprint(self) -> str:
+        "A short name for what this model samples; empty without a prior"
+        return _digest(self.prior.state_dict(), _plain(asdict(self.prior_config)))[:16] if self.prior is not None else ''
 
     def save(self, path) -> Path:
         "Write it to a `.distill` file"
