@@ -41,7 +41,7 @@ def report(*args):
 @lru_cache
 def workshop():
     "A folder with a few short sounds and a very small model of them, made once for all tests; read only."
-    from distill.pipeline import fit_model
+    from distill.fitting import fit_model
     from distill.synthesis import write_collection
     keep = tempfile.TemporaryDirectory()
     folder = Path(keep.name)
@@ -60,9 +60,9 @@ def w(): return workshop()
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
     "What is learned in this process is small."
-    import distill.pipeline as pipeline
+    import distill.fitting as fitting
     for name, part in ('fit_codes', 'vqvae'), ('fit_prior', 'prior'):
-        monkeypatch.setattr(pipeline, name, partial(getattr(pipeline, name), **{part: SMALL[part]}))
+        monkeypatch.setattr(fitting, name, partial(getattr(fitting, name), **{part: SMALL[part]}))
 
 
 @contextmanager

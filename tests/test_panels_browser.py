@@ -31,7 +31,7 @@ LISTEN = '''hook => { const el = document.querySelector(hook); window.said = [];
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "A small model that has learned some synthesised sound, and notebooks with panels for it."
-    from distill.pipeline import fit_model
+    from distill.fitting import fit_model
     from distill.synthesis import write_collection
     folder = tmp_path_factory.mktemp('panels')
     write_collection(folder/'sounds', n_files=24, seed=1)
