@@ -1,19 +1,26 @@
 "What is learned from and how it is presented: laws of the windows, labels, splits."
-import json, math
+import json, math, shutil
 from dataclasses import replace
 
 import pytest
+import soxr
 import torch
 from hypothesis import given, settings, strategies as st
 
-from distill.audio import save_audio
-from distill.dataset import (DatasetConfig, MelWindows, change_mel, label_files, load_collection, mix_mels, random_change)
+from distill.audio import AudioError, load_audio, save_audio, scan_folder
+from distill.dataset import (DatasetConfig, MelWindows, change_mel, examine_folder, group_files, label_files, load_collection,
+                             mix_mels, near_duplicates, pick_tier, random_change)
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
 from distill.synthesis import synthesise, write_collection
+from distill.vqvae import get_adaptive_vqvae_config
 
 SPECTROGRAM, FLOOR = AudioSpectrogram(), SpectrogramConfig().log_floor
 GRID = dict(max_examples=40, deadline=None)
 ALL = DatasetConfig(mix_probability=0.5, eq_db=3, tilt_db=2)
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch): monkeypatch.setenv('DISTILL_CACHE', 'off')
 
 
 @pytest.fixture(scope='module')
@@ -144,3 +151,136 @@ def test_labels_of_a_folder(tmp_path):
     assert dict(zip(collection.names, collection.labels)) == {'d.wav': '', 'kick/a.wav': 'kick', 'kick/old/b.wav': 'kick', 'snare/c.wav': 'snare'}
     assert collection.label_names == ['kick', 'snare']
     assert load_collection(tmp_path/'kick').label_names == []
+
+
+# near-duplicates
+
+def versions(wav, folder):  # what people do to a sound
+    resampled = soxr.resample(soxr.resample(wav.numpy(), 48_000, 22_050), 22_050, 48_000)
+    noise = torch.randn(len(wav), generator=torch.Generator().manual_seed(3))*wav.abs().max()*1e-3
+    through = lambda suffix: load_audio(save_audio(folder/f'version{suffix}', wav)).wav
+    return {'gain': 0.5*wav, 'trim': wav[960:], 'trim by a fraction': wav[257:], 'late': torch.cat([torch.zeros(2400), wav]),
+            'tail cut': wav[:-len(wav)//6], 'padded': torch.cat([wav, torch.zeros(24_000)]), 'ogg': through('.ogg'), 'mp3': through('.mp3'),
+            '22 kHz': torch.from_numpy(resampled), 'noise': wav + noise, 'upside down': -wav}
+
+
+def groups_of(wavs):
+    mels = [SPECTROGRAM.waveform_to_mel(w) for w in wavs]
+    return group_files(len(wavs), near_duplicates(mels, wavs.__getitem__, SPECTROGRAM.cfg))
+
+
+@pytest.mark.parametrize('kind', ['drums', 'strings', 'bells', 'textures'])
+def test_versions_of_a_sound_are_one_group(kind, tmp_path):
+    wavs = [synthesise(kind, seed=i, seconds=0.8) for i in range(4)]
+    names, more = zip(*versions(wavs[0], tmp_path).items())
+    groups = groups_of([*wavs, *more])
+    assert groups[:4]==[0, 1, 2, 3]
+    assert not [name for name, group in zip(names, groups[4:]) if group != 0]
+
+
+def test_noise_is_not_its_neighbour():
+    noise = torch.randn(6, 48_000, generator=torch.Generator().manual_seed(0))*0.1
+    assert groups_of([*noise, noise[0]*0.3])==[0, 1, 2, 3, 4, 5, 0]
+
+
+def test_silence_and_clicks_do_no_harm():
+    wavs = [torch.zeros(800), torch.zeros(48_000), torch.ones(720), torch.eye(1, 900)[0], synthesise('drums', seed=1, seconds=0.3)]
+    assert len(groups_of(wavs))==5 and groups_of(wavs[:1])==[0] and groups_of([])==[]
+
+
+@given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
+@settings(**GRID)
+def test_groups_are_components(n, pairs):
+    pairs = [(i % n, j % n) for i, j in pairs]
+    first = group_files(n, pairs)
+    assert all(first[i]==first[j] for i, j in pairs)
+    assert all(first[f]==f<=i for i, f in enumerate(first)) # named after the first member
+    assert len(set(first)) >= n - len({tuple(sorted(p)) for p in pairs if p[0] != p[1]})
+
+
+SAME = {'drums': [{'drum_cymbal_hard.flac', 'drum_cymbal_soft.flac'}], # one recording, 9.3 dB apart in every octave
+        'tones': [{'pizzcato/A2_1.flac', 'pizzcato/A2_3.flac'}, {'pizzcato/A3_1.flac', 'pizzcato/A3_3.flac'}],
+        'textures': [], 'speech': []}
+
+@pytest.mark.parametrize('name', SAME)
+def test_real_collections_hold_hardly_any(name, audio_dir):
+    assert [set(group) for group in examine_folder(audio_dir/name).groups]==SAME[name]
+
+
+def test_real_drums_are_recognised(audio_dir, tmp_path):
+    paths = sorted((audio_dir/'drums').glob('*.flac'))[::9]
+    wavs = [wav for p in paths if len(wav := load_audio(p).wav) > 4800]
+    found = total = 0
+    for wav in wavs:
+        more = list(versions(wav, tmp_path).values())
+        groups = groups_of([*wavs, *more])
+        found, total = found + sum(g==groups.index(groups[[w is wav for w in wavs].index(True)]) for g in groups[len(wavs):]), total + len(more)
+    assert found/total > 0.9
+
+
+# the held-out part stays out
+
+def with_versions(sounds, tmp_path):
+    folder = shutil.copytree(sounds, tmp_path/'doubled')
+    for i, report in enumerate(scan_folder(sounds).used):
+        save_audio(folder/f'bounce{i}.wav', 0.4*report.load()[480:])
+        if i < 3: shutil.copy(report.path, folder/f'copy{i}{report.path.suffix}')
+    return folder
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_no_sound_is_on_both_sides(sounds, tmp_path, seed):
+    collection = load_collection(with_versions(sounds, tmp_path), DatasetConfig(split_seed=seed, speed_semitones=2, speed_copies=1))
+    assert len(collection.names)==23 and len(set(collection.groups))==10
+    sides = [{collection.groups[i] for i in side} for side in collection.split]
+    assert not sides[0] & sides[1] and len(sides[1])==2
+    windows = MelWindows(collection, 32)
+    assert not set(windows.files) & set(collection.split.valid) and len(collection.copies)==len(collection.split.train)
+
+
+def test_versions_get_a_note(sounds, tmp_path):
+    found = examine_folder(with_versions(sounds, tmp_path))
+    assert sorted(len(g) for g in found.groups)==[2]*7 + [3]*3
+    kinds = [f.findings for f in found.files.used]
+    assert sum('near-duplicate' in k for k in kinds)==10 and sum('copy' in k for k in kinds)==3
+    assert found.n_sounds==10 and abs(found.seconds - examine_folder(sounds).seconds) < 1
+
+
+def test_two_versions_of_one_sound_are_not_enough(tmp_path):
+    wav = synthesise('strings', seed=1, seconds=1.0)
+    save_audio(tmp_path/'a.wav', wav), save_audio(tmp_path/'b.wav', 0.5*wav)
+    with pytest.raises(AudioError, match='all the same'): load_collection(tmp_path)
+    found = examine_folder(tmp_path)
+    assert not found.ready and 'one usable sound is not enough' in found.verdict
+
+
+# the doctor
+
+@pytest.mark.parametrize('n', [1, 20, 21, 100, 101, 500])
+def test_tier_is_what_the_model_gets(n):
+    ours, theirs = pick_tier(n), get_adaptive_vqvae_config(n)
+    assert (ours.codebook_size, ours.n_quantizers)==(theirs.codebook_size, theirs.n_quantizers)
+
+
+def test_verdicts(tmp_path):
+    assert examine_folder(tmp_path).verdict=='there are no sound files here'
+    (tmp_path/'text.wav').write_text('no sound', encoding='utf-8')
+    assert 'no usable sound' in examine_folder(tmp_path).verdict
+    for i in range(3): save_audio(tmp_path/f'{i}.wav', synthesise('drums', seed=i, seconds=0.5))
+    found = examine_folder(tmp_path, training_seconds=180.0)
+    assert found.ready and 'little sound' in found.verdict and found.tier.name=='small'
+    assert found.advice==['1 file is unreadable: see the reasons above']
+    about = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert (about['used'], about['found'], about['ready'], about['training_seconds'], about['tier']['codebook_size'])==(3, 4, True, 180.0, 64)
+    for words in 'text.wav', 'not a sound file', 'Verdict: ready': assert words in str(found)
+    for i in range(3, 26): save_audio(tmp_path/f'{i}.wav', synthesise('strings', seed=i, seconds=3.0))
+    assert '--minutes 5 or more. A small collection' in examine_folder(tmp_path).verdict
+
+
+@pytest.mark.parametrize('files', [0, 1, 3])
+def test_picture(files, tmp_path):
+    for i in range(files): save_audio(tmp_path/f'{i}.wav', synthesise('drums', seed=i, seconds=0.3))
+    if files==3: save_audio(tmp_path/'off.wav', torch.zeros(9000))
+    axes = examine_folder(tmp_path).show()
+    assert len(axes)==2 and axes[0].get_xlabel()=='seconds'
+    axes[0].figure.canvas.draw()
