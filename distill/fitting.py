@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGE_1_SHARE', 'WARM_TRAINING', 'WARM_VQVAE', 'fit_codes', 'collection_of', 'fit_prior', 'fit_model']
 
-# %% ../nbs/08b_fitting.ipynb #c7ce5891
+# %% ../nbs/08b_fitting.ipynb #66d6289a
 import math
 import time
 from dataclasses import asdict, replace
@@ -15,10 +15,11 @@ from .dataset import DatasetConfig, MelCollection, load_collection
 from .model import LoadedVQModel, ModelFileError, config_from_dict
 from .prior import prior_config_for, prior_training_config, train_prior
 from .spectrogram import AudioSpectrogram
-from .training import Budget, TrainingConfig, collection_health, epoch_steps, part_of_progress, pick_device, train_vqvae
+from .training import (Budget, Checkpoints, TrainingConfig, collection_health, epoch_steps, part_of_progress, pick_device,
+                              train_vqvae)
 from .vqvae import get_adaptive_vqvae_config
 
-# %% ../nbs/08b_fitting.ipynb #98b6adcd
+# %% ../nbs/08b_fitting.ipynb #d08b68d9
 STAGE_1_SHARE = 0.7   # of the time box
 WARM_TRAINING, WARM_VQVAE = dict(learning_rate=5e-4), dict(quantizer_warmup=0.05)
 
@@ -27,11 +28,14 @@ def _budget(minutes, epochs, collection, training):
     if not epochs and minutes <= 0: raise ValueError(f'minutes={minutes}: expected more than 0, such as 5')
     return Budget(steps=epochs * epoch_steps(collection, training.batch_size)) if epochs else Budget(minutes=minutes)
 
+def _below(checkpoints, name):  # a `Checkpoints` below another's folder
+    return Checkpoints(checkpoints.folder / name, checkpoints.every_seconds, checkpoints.keep, checkpoints.resume, checkpoints.about)
+
 def _rounded(x):
     if isinstance(x, (list, tuple)): return [_rounded(v) for v in x]
     return round(float(x), 4) if math.isfinite(x) else None              # JSON knows no infinity
 
-# %% ../nbs/08b_fitting.ipynb #85314eb0
+# %% ../nbs/08b_fitting.ipynb #bd12ff40
 def fit_codes(
     folder,                       # a folder of sounds
     minutes: float = 3.0,         # time box, reading the folder included
@@ -45,6 +49,8 @@ def fit_codes(
     progress_callback=None,       # called with (fraction, text)
     should_stop=lambda: False,
     collection: MelCollection = None,  # the folder, if it is loaded already
+    checkpoints: Checkpoints = None,   # where to keep what a killed run needs to go on
+    on_event=None,                # called with a dict for everything that happens
 ) -> LoadedVQModel:
     "Stage 1: a model that turns these sounds into codes and back; it has no prior yet"
     started, device = time.perf_counter(), pick_device(device)
@@ -55,7 +61,7 @@ def fit_codes(
     training = replace(training or TrainingConfig(**(WARM_TRAINING if base else {})), seed=seed)
     budget = _budget(minutes, epochs, collection, training).after(time.perf_counter() - started)
     model, result = train_vqvae(collection, cfg, training, budget, device, part_of_progress(progress_callback, 0.05, 1), should_stop,
-                                start=base and (lambda model: start_from_base(model, base)))
+                                base and (lambda model: start_from_base(model, base)), checkpoints, on_event)
     return LoadedVQModel(
         model, None, collection.spectrogram.to(device), device, collection.spectrogram.cfg, cfg, None,
         training_config=dict(seed=seed, dataset=asdict(collection.cfg), stage_1=asdict(training), base=base and base.about),
@@ -86,7 +92,7 @@ def collection_of(
     return load_collection(folder, config_from_dict(DatasetConfig, settings), AudioSpectrogram(loaded.spectrogram_config),
                            files['valid'], progress_callback)
 
-# %% ../nbs/08b_fitting.ipynb #30e3275b
+# %% ../nbs/08b_fitting.ipynb #cc292926
 def fit_prior(
     loaded: LoadedVQModel,        # stage 1; gets the prior
     folder,                       # the folder it was made from
@@ -98,6 +104,8 @@ def fit_prior(
     progress_callback=None,       # called with (fraction, text)
     should_stop=lambda: False,
     collection: MelCollection = None,  # the folder, if it is loaded already
+    checkpoints: Checkpoints = None,   # where to keep what a killed run needs to go on
+    on_event=None,                # called with a dict for everything that happens
 ) -> LoadedVQModel:
     "Stage 2: a prior over the codes of a model, on the same split of the files"
     started = time.perf_counter()
@@ -105,7 +113,7 @@ def fit_prior(
     cfg, training = prior_config_for(loaded.model, collection, **(prior or {})), replace(training, seed=seed)
     budget = _budget(minutes, epochs, collection, training).after(time.perf_counter() - started)
     network, result, bits = train_prior(loaded.model, collection, cfg, training, budget, loaded.device,
-                                        part_of_progress(progress_callback, 0.05, 1), should_stop)
+                                        part_of_progress(progress_callback, 0.05, 1), should_stop, checkpoints=checkpoints, on_event=on_event)
     scores = dict(loaded.metadata['scores'], bits_per_code=_rounded(bits.prior), unigram_bits_per_code=_rounded(bits.unigram),
                   bits_by_level=_rounded(bits.by_level), bits_per_code_by_the_second=_rounded(bits.alone))
     metadata = dict(loaded.metadata, scores=scores, steps=loaded.metadata['steps'][:1] + [result.steps],
@@ -113,7 +121,7 @@ def fit_prior(
     return replace(loaded, prior=network, prior_config=cfg, metadata=metadata,
                    training_config=dict(loaded.training_config, stage_2=asdict(training)))
 
-# %% ../nbs/08b_fitting.ipynb #7b39db21
+# %% ../nbs/08b_fitting.ipynb #24aa89c2
 def fit_model(
     folder,                   # a folder of sounds
     minutes: float = 5.0,     # time box for everything
@@ -127,13 +135,18 @@ def fit_model(
     progress_callback=None,   # called with (fraction, text)
     should_stop=lambda: False,  # asked at every step; True ends the fit and keeps what was learned
     collection: MelCollection = None,  # the folder, if it is loaded already
+    checkpoints: Checkpoints = None,   # where to keep what a killed run needs to go on
+    on_event=None,            # called with a dict for everything that happens
 ) -> LoadedVQModel:
     "Both stages: from a folder of sounds to a model that makes new ones"
     started = time.perf_counter()
-    left = lambda: max(0.01 if minutes > 0 else minutes, minutes - (time.perf_counter() - started) / 60)
     collection = collection or load_collection(folder, dataset, progress_callback=part_of_progress(progress_callback, 0, 0.03))
-    loaded = fit_codes(folder, STAGE_1_SHARE * left(), epochs, seed, device, dataset, vqvae=vqvae, from_scratch=from_scratch, collection=collection,
-                       progress_callback=part_of_progress(progress_callback, 0.03, STAGE_1_SHARE), should_stop=should_stop)
+    left = minutes if minutes <= 0 else max(0.01, minutes - (time.perf_counter() - started) / 60)
+    stage = lambda n: checkpoints and _below(checkpoints, f'stage-{n}')
+    loaded = fit_codes(folder, STAGE_1_SHARE * left, epochs, seed, device, dataset, vqvae=vqvae, from_scratch=from_scratch, collection=collection,
+                       progress_callback=part_of_progress(progress_callback, 0.03, STAGE_1_SHARE), should_stop=should_stop,
+                       checkpoints=stage(1), on_event=on_event)
     if should_stop(): return loaded
-    return fit_prior(loaded, folder, left(), epochs, seed, prior=prior, collection=collection,
-                     progress_callback=part_of_progress(progress_callback, STAGE_1_SHARE, 1), should_stop=should_stop)
+    left = max(0.01, left - loaded.metadata['minutes'])                     # not the clock: a resumed run has trained before
+    return fit_prior(loaded, folder, left, epochs, seed, prior=prior, collection=collection, should_stop=should_stop,
+                     progress_callback=part_of_progress(progress_callback, STAGE_1_SHARE, 1), checkpoints=stage(2), on_event=on_event)

@@ -9,20 +9,21 @@ __all__ = ['LEAD', 'SECOND', 'ENCODING_SHARE', 'flatten_codes', 'unflatten_codes
            'PackedExcerpts', 'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits', 'measure_bits',
            'NextCode', 'prior_training_config', 'prior_config_for', 'train_prior']
 
-# %% ../nbs/06_prior.ipynb #9aef5b4c
+# %% ../nbs/06_prior.ipynb #f1563b0b
 import functools
 import itertools
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from .dataset import MelCollection, MelWindows, change_mel, random_change
-from .training import Budget, Objective, TrainingConfig, excerpt, part_of_progress, pick_device, train
+from .training import (Budget, Checkpoints, Objective, TrainingConfig, excerpt, part_of_batch, part_of_progress,
+                              pick_device, train)
 from .vqvae import STRIDE, ConvVQVAE
 
 # %% ../nbs/06_prior.ipynb #2aa530f4
@@ -655,7 +656,7 @@ def prior_config_for(model: ConvVQVAE, collection: MelCollection, **overrides) -
         'codebook_size': model.cfg.codebook_size, 'n_quantizers': model.cfg.n_quantizers, 'n_bands': bands,
         'code_dim': model.cfg.code_dim, 'labels': tuple(collection.label_names), **overrides})
 
-# %% ../nbs/06_prior.ipynb #ed6ccb05
+# %% ../nbs/06_prior.ipynb #9576b124
 ENCODING_SHARE = 0.15  # of a time box, at most, goes into encoding excerpts
 
 def train_prior(
@@ -668,14 +669,18 @@ def train_prior(
     progress_callback=None,                # called with (fraction, text)
     should_stop=lambda: False,
     n_windows: int = 3000,                 # to learn from, if the time box allows
+    checkpoints: Checkpoints = None,       # where to keep what a killed run needs to go on
+    on_event=None,                         # called with a dict for everything that happens
 ):  # the prior, in eval mode on the device; a `TrainingResult`; its `CodeBits`
     "Stage 2: learn how the codes of a collection follow each other"
     started, device, budget = time.perf_counter(), pick_device(device), budget or Budget(minutes=2)
+    rows, seed = part_of_batch(cfg, device)
     spent = lambda: time.perf_counter() - started
     enough = lambda: should_stop() or bool(budget.minutes and spent() > ENCODING_SHARE * 60 * budget.minutes)
     prior_cfg = prior_cfg or prior_config_for(model, collection)
     number = {name: i + 1 for i, name in enumerate(prior_cfg.labels)}
     labels = [number.get(label, 0) for label in collection.labels]
+    if checkpoints: checkpoints = checkpoints.of(collection=collection.files.fingerprint, prior=asdict(prior_cfg))
     part = lambda which, frames: file_sequences(model, excerpt([collection.mels[i] for i in which], frames), [labels[i] for i in which])
     model.to(device).eval()
     with torch.random.fork_rng():
@@ -685,6 +690,6 @@ def train_prior(
         held_out = part(collection.split.valid, 12_000)
         prior = CodePrior(prior_cfg).to(device)
         prior.set_vectors(model.quantizer.codebooks.detach())
-        result = train(NextCode(prior, held_out), PackedExcerpts(train_set, prior_cfg.max_columns, cfg.batch_size, cfg.seed), cfg,
-                       budget.after(spent()), device, part_of_progress(progress_callback, ENCODING_SHARE, 1), should_stop)
+        result = train(NextCode(prior, held_out), PackedExcerpts(train_set, prior_cfg.max_columns, rows, seed), cfg, budget.after(spent()),
+                       device, part_of_progress(progress_callback, ENCODING_SHARE, 1), should_stop, checkpoints, on_event)
     return prior, result, measure_bits(prior, part(collection.split.train, 60_000), held_out)
