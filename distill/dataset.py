@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAME_SOUND', 'MEL_STEP', 'CACHE_BYTES', 'IN_MEMORY_BYTES', 'TIERS', 'DatasetConfig', 'Split', 'split_files', 'Sketch',
-           'sketch_mel', 'near_duplicates', 'group_files', 'pack_mel', 'unpack_mel', 'cache_folder', 'SoundCache',
-           'StoredMel', 'MelCollection', 'label_files', 'load_collection', 'Tier', 'pick_tier', 'Diagnosis',
-           'examine_folder', 'show_diagnosis', 'cut_window', 'random_change', 'change_mel', 'mix_mels', 'WindowBatch',
-           'MelWindows']
+           'sketch_mel', 'take_print', 'near_duplicates', 'group_files', 'pack_mel', 'unpack_mel', 'cache_folder',
+           'SoundCache', 'StoredMel', 'MelCollection', 'label_files', 'load_collection', 'Tier', 'pick_tier',
+           'Diagnosis', 'examine_folder', 'show_diagnosis', 'cut_window', 'random_change', 'change_mel', 'mix_mels',
+           'WindowBatch', 'MelWindows']
 
 # %% ../nbs/03_dataset.ipynb #e43d09e8
 import contextlib
@@ -117,21 +117,30 @@ def _alike(
         pairs |= {tuple(sorted((i + row, int(best.indices[row, k])))) for row, k in (best.values > least).nonzero().tolist()}
     return sorted(pairs)
 
-# %% ../nbs/03_dataset.ipynb #eff8721d
+# %% ../nbs/03_dataset.ipynb #1c83559e
 _PRINT_RATE, _PRINT_LAG = 24_000, 6_000                       # samples per second; largest shift in samples
 _OCTAVES = 80. * 2 ** torch.arange(8)                         # Hz: 80 … 10 240
+
+def take_print(
+    wav,  # waveform (t,) at 48 kHz
+    mel,  # its natural-log mel (m, f)
+    cfg: SpectrogramConfig,
+) -> np.ndarray:  # (at most 48 000,) at 24 kHz, 16 bits of its own peak
+    "The two seconds from where a sound begins, for comparing it with others"
+    start = max(0, sketch_mel(mel, cfg).start - 2) * cfg.hop_length * SAMPLE_RATE // cfg.sample_rate
+    short = soxr.resample(wav[start:start + 2 * SAMPLE_RATE].numpy(), SAMPLE_RATE, _PRINT_RATE, quality='LQ')
+    return np.round(short[:2 * _PRINT_RATE] * (32767 / max(1e-9, np.abs(short).max(initial=0)))).astype(np.int16)
 
 class _Print(NamedTuple):
     wav: torch.Tensor       # (t,) at 24 kHz
     spectrum: torch.Tensor  # of 54 000 samples, zeros after the end
     energy: torch.Tensor    # sum of squares before each sample (t + 1,)
 
-def _print_of(wav, start):  # waveform at 48 kHz, the sample where the sound begins -> what is compared of it
-    wav = wav[start:start + 2 * SAMPLE_RATE].numpy()
-    short = torch.from_numpy(soxr.resample(wav, SAMPLE_RATE, _PRINT_RATE, quality='LQ'))[:2 * _PRINT_RATE]
-    return _Print(short, torch.fft.rfft(short, 9 * _PRINT_LAG), F.pad(short.double().square().cumsum(0), (1, 0)))
+def _transform(short):  # 16 bits (t,) -> a print that is ready to be compared
+    wav = torch.from_numpy(short.astype(np.float32) / 32768)
+    return _Print(wav, torch.fft.rfft(wav, 9 * _PRINT_LAG), F.pad(wav.double().square().cumsum(0), (1, 0)))
 
-# %% ../nbs/03_dataset.ipynb #43125b93
+# %% ../nbs/03_dataset.ipynb #ca900e7e
 def _best_lags(a, b):  # two prints -> the shifts that deserve a look
     n, m = len(a.wav), len(b.wav)
     lag = torch.arange(-min(_PRINT_LAG, m - 1), min(_PRINT_LAG, n - 1) + 1)
@@ -139,10 +148,11 @@ def _best_lags(a, b):  # two prints -> the shifts that deserve a look
     in_a, in_b = a.energy[end] - a.energy[start], b.energy[end - lag] - b.energy[start - lag]
     enough = (end - start > 0.5 * min(n, m)) & (in_a > 0.1 * a.energy[-1]) & (in_b > 0.1 * b.energy[-1])
     cross = a.spectrum * b.spectrum.conj()
-    plain, white = (torch.fft.irfft(x, 9 * _PRINT_LAG)[lag].abs() * enough
-                    for x in (cross, cross / cross.abs().clamp(min=1e-9 * cross.abs().max() + 1e-30)))
-    plain = plain / (in_a * in_b).sqrt().clamp(min=1e-20)
-    return {int(lag[x.argmax()]) for x in (plain, white)} if plain.max() > 0.5 else set()
+    peaks = lambda x: torch.fft.irfft(x, 9 * _PRINT_LAG)[lag].abs() * enough
+    plain = peaks(cross) / (in_a * in_b).sqrt().clamp(min=1e-20)
+    if not plain.numel() or plain.max() < 0.5: return set()
+    white = peaks(cross / cross.abs().clamp(min=1e-9 * cross.abs().max() + 1e-30))
+    return {int(lag[plain.argmax()]), int(lag[white.argmax()])}
 
 def _coherence(a, b):  # two prints -> 0 … 1
     "Agreement of phase, octave by octave, at the best shift"
@@ -158,20 +168,19 @@ def _coherence(a, b):  # two prints -> 0 … 1
         if loud.any(): best = max(best, (both / (in_x * in_y).sqrt().clamp(min=1e-30))[loud].mean().item())
     return best
 
-# %% ../nbs/03_dataset.ipynb #6a16a947
+# %% ../nbs/03_dataset.ipynb #3d23f053
 SAME_SOUND = 0.95  # coherence from which two files count as one sound
 
 def near_duplicates(
     mels: list,              # natural-log mels (m, f), one per file
-    load,                    # from a file's position to its waveform (t,) at 48 kHz
+    prints,                  # from a file's position to what `take_print` took of it
     cfg: SpectrogramConfig,
 ) -> list:                   # (position, position, coherence) of each pair that is one sound
     "Pairs of files that hold the same recording"
     if len(mels) < 2: return []
     sketches = [sketch_mel(mel, cfg) for mel in mels]
-    at = lambda i: int(max(0, sketches[i].start - 2) * cfg.hop_length * SAMPLE_RATE / cfg.sample_rate)
-    prints = functools.lru_cache(64)(lambda i: _print_of(load(i), at(i)))
-    scores = [(i, j, _coherence(prints(i), prints(j))) for i, j in _alike(sketches)]
+    ready = functools.lru_cache(128)(lambda i: _transform(prints(i)))
+    scores = [(i, j, _coherence(ready(i), ready(j))) for i, j in _alike(sketches)]
     return [found for found in scores if found[2] >= SAME_SOUND]
 
 def group_files(n_files: int, pairs) -> list:  # the first member of each file's group (n_files,)
@@ -209,7 +218,7 @@ def _mel_in_pieces(spectrogram, wav, frames=4096):  # waveform (t,) -> (m, f)
         pieces.append(piece[:, start - first:][:, :min(frames, n - start)])
     return torch.cat(pieces, 1)
 
-# %% ../nbs/03_dataset.ipynb #72ed2d20
+# %% ../nbs/03_dataset.ipynb #2d5aab62
 CACHE_BYTES = 4 * 2 ** 30  # entries beyond this are removed, the longest unused first
 
 def cache_folder() -> Path | None:
@@ -224,7 +233,7 @@ def cache_folder() -> Path | None:
 @functools.cache
 def _code_digest():  # changes when what makes an entry changes
     sources = [Path(module.__file__).read_bytes() for module in (audio, spectrogram_module)]
-    return hashlib.sha256(b''.join([*sources, str(MEL_STEP).encode()])).hexdigest()
+    return hashlib.sha256(b''.join([*sources, b'mel and print', str(MEL_STEP).encode()])).hexdigest()
 
 def _key(*parts):  # anything that prints the same when it is the same
     return hashlib.sha256('\n'.join(map(str, (_code_digest(), *parts))).encode('utf-8', 'surrogateescape')).hexdigest()[:40]
@@ -327,26 +336,27 @@ class StoredMel:
         whole = lambda x: x.load() if isinstance(x, cls) else [whole(y) for y in x] if isinstance(x, (list, tuple)) else x
         return function(*map(whole, args), **{k: whole(v) for k, v in (kwargs or {}).items()})
 
-# %% ../nbs/03_dataset.ipynb #e1803c2b
+# %% ../nbs/03_dataset.ipynb #93a9540e
 _FACTS = ('used', 'seconds', 'sample_rate', 'channels', 'peak_db', 'clipped', 'bandwidth', 'heard', 'digest')
 
-def _to_entry(report, packed):  # -> bytes
+def _to_entry(report, packed, taken):  # -> bytes
     facts = dict({name: getattr(report, name) for name in _FACTS}, reason=[report.reason, report.reason.kind],
                  notes=[[note, note.kind] for note in report.notes])
-    return safetensors.numpy.save({'mel': packed}, metadata={'facts': json.dumps(facts)})
+    return safetensors.numpy.save({'mel': packed, 'print': taken}, metadata={'facts': json.dumps(facts)})
 
 def _from_entry(entry, path, name):  # -> the report, (frames, bands); raises if it makes no sense
     with safe_open(entry, 'np') as f: facts, shape = json.loads(f.metadata()['facts']), f.get_slice('mel').get_shape()
     reason, notes = Note(*facts.pop('reason')), tuple(Note(*n) for n in facts.pop('notes'))
     return FileReport(path, name, reason=reason, notes=notes, **facts), shape
 
-# %% ../nbs/03_dataset.ipynb #21aa86fa
+# %% ../nbs/03_dataset.ipynb #7e4de364
 IN_MEMORY_BYTES = 2 ** 28  # spectrograms that are kept as tensors; what goes beyond is read when needed
 
 class _MelReader:
     "Makes the report on a file, as `report_file` does, and its spectrogram on the way"
     def __init__(self, spectrogram, cache):
         self.spectrogram, self.cache, self.room, self.mels, self.wrote = spectrogram, cache, IN_MEMORY_BYTES, {}, False
+        self.prints = {}  # of each path: the print, or the entry that holds it
 
     def __call__(self, path, folder, min_seconds, keep):
         digest = _content_digest(path, self.cache)
@@ -356,22 +366,33 @@ class _MelReader:
         try: report, shape = _from_entry(entry, path, printable(path, folder))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             report = report_file(path, folder, min_seconds, True, digest)
-            packed = self._pack(report.wav)
-            if not (entry and self.cache.write('mels', key, _to_entry(report, packed))): entry = None
+            packed, taken = self._make(report.wav)
+            if not (entry and self.cache.write('mels', key, _to_entry(report, packed, taken))): entry = None
+            self.prints[path] = entry or taken
             report, self.wrote = replace(report, wav=None), True
             if report.used: self.mels[path] = self.hold(packed, entry, report)
             return report
         with contextlib.suppress(OSError): os.utime(entry)              # used now
+        self.prints[path] = entry
         if report.used: self.mels[path] = self.hold(None, entry, report, shape)
         return report
 
-    def _pack(self, wav):
-        if wav is None: return np.zeros((0, self.spectrogram.cfg.n_mels), np.uint16)
-        return pack_mel(_mel_in_pieces(self.spectrogram, wav), self.spectrogram.cfg.log_floor)
+    def _make(self, wav):  # -> the steps of its mel (f, m), its print
+        cfg = self.spectrogram.cfg
+        if wav is None: return np.zeros((0, cfg.n_mels), np.uint16), np.zeros(0, np.int16)
+        mel = _mel_in_pieces(self.spectrogram, wav)
+        return pack_mel(mel, cfg.log_floor), take_print(wav, mel, cfg)
+
+    def print_of(self, report):  # (t,) at 24 kHz
+        there = self.prints[report.path]
+        if isinstance(there, np.ndarray): return there
+        try:
+            with safe_open(there, 'np') as f: return f.get_tensor('print')
+        except (OSError, SafetensorError): return self._make(_same_wav(report))[1]
 
     def hold(self, packed, entry=None, report=None, shape=None):  # -> a tensor while there is room, else a `StoredMel`
         frames, bands = shape or packed.shape
-        remake = lambda: self._pack(_same_wav(report))
+        remake = lambda: self._make(_same_wav(report))[0]
         stored = StoredMel((bands, frames), self.spectrogram.cfg.log_floor, entry, None if entry else packed, remake)
         if self.room < 4 * frames * bands: return stored
         self.room -= 4 * frames * bands
@@ -383,9 +404,9 @@ def _same_wav(report):  # the waveform of a file that has not changed since
                          'put the file back and go on from the last checkpoint')
     return report.load()
 
-# %% ../nbs/03_dataset.ipynb #008aa2e5
-def _same_sounds(files, mels, cache, cfg):  # used reports, their mels -> [(position, position, coherence)]
-    digests = [f.digest for f in files]
+# %% ../nbs/03_dataset.ipynb #85b739e6
+def _same_sounds(files, mels, reader):  # used reports, their mels -> [(position, position, coherence)]
+    cache, cfg, digests = reader.cache, reader.spectrogram.cfg, [f.digest for f in files]
     first = {digest: i for i, digest in reversed([*enumerate(digests)])}
     key = _key('same', SAME_SOUND, cfg, *sorted(first))
     cache.used.add(key)
@@ -393,11 +414,11 @@ def _same_sounds(files, mels, cache, cfg):  # used reports, their mels -> [(posi
     except (TypeError, ValueError, KeyError):
         one = sorted(first.values())                                    # exact copies need no look
         found = [(one[i], one[j], score) for i, j, score in
-                 near_duplicates([mels[i] for i in one], lambda i: files[one[i]].load(), cfg)]
+                 near_duplicates([mels[i] for i in one], lambda i: reader.print_of(files[one[i]]), cfg)]
         cache.write('same', key, json.dumps([(digests[i], digests[j], score) for i, j, score in found]).encode())
     return sorted((min(i, j), max(i, j), score) for i, j, score in found)
 
-# %% ../nbs/03_dataset.ipynb #074557d8
+# %% ../nbs/03_dataset.ipynb #ef4f488b
 class _Folder(NamedTuple):
     files: Collection    # with a note on each near-duplicate
     mels: list           # one per used file
@@ -409,7 +430,7 @@ def _read_folder(folder, spectrogram, progress_callback=None):
     reader = _MelReader(spectrogram, cache)
     files = scan_folder(folder, progress_callback=progress_callback, read=reader)
     mels = [reader.mels[f.path] for f in files.used]
-    pairs = _same_sounds(files.used, mels, cache, spectrogram.cfg) if len(mels) > 1 else []
+    pairs = _same_sounds(files.used, mels, reader) if len(mels) > 1 else []
     if reader.wrote: cache.prune()
     names = {}
     for i, j, score in pairs:
@@ -470,7 +491,7 @@ def _named_split(names, valid_names):
                          "folder: has it changed? Use the folder that the model was made from")
     return Split([i for i, n in enumerate(names) if n not in held], [i for i, n in enumerate(names) if n in held])
 
-# %% ../nbs/03_dataset.ipynb #5c09a8a6
+# %% ../nbs/03_dataset.ipynb #61ea4470
 def load_collection(
     folder,                              # a folder of sounds, searched with its sub-folders
     cfg: DatasetConfig = DatasetConfig(),
@@ -490,7 +511,7 @@ def load_collection(
         wav = files.used[i].load()
         for _ in range(cfg.speed_copies):
             copy = _varispeed(wav, rng.uniform(-1, 1) * cfg.speed_semitones, spectrogram.cfg.sample_rate)
-            copies.append(reader.hold(reader._pack(copy)))
+            copies.append(reader.hold(reader._make(copy)[0]))
     return MelCollection(files, mels, split, copies, cfg, spectrogram, groups)
 
 # %% ../nbs/03_dataset.ipynb #a8c06380
@@ -592,7 +613,7 @@ def examine_folder(
     for first, report in zip(found.groups, found.files.used): members.setdefault(first, []).append(report.name)
     return Diagnosis(found.files, [names for names in members.values() if len(names) > 1], training_seconds)
 
-# %% ../nbs/03_dataset.ipynb #9fd27d5e
+# %% ../nbs/03_dataset.ipynb #b6df1d83
 def _show_lengths(files, ax):  # a dot per file
     kinds = {'used': [f for f in files.used if not f.notes], 'used, with a note': [f for f in files.used if f.notes],
              'not used': [f for f in files.skipped if f.seconds and math.isfinite(f.peak_db)]}
@@ -608,7 +629,7 @@ def _show_lengths(files, ax):  # a dot per file
 
 def _show_findings(files, ax):  # a bar per kind of finding
     counts = {kind: sum(kind in f.findings for f in files.reports) for kind in {k for f in files.reports for k in f.findings}}
-    rows = sorted(counts.items(), key=lambda row: row[1])[-12:] or [('nothing to report', 0)]
+    rows = sorted(counts.items(), key=lambda row: (row[1], row[0]))[-12:] or [('nothing to report', 0)]
     ax.barh([kind for kind, _ in rows], [n for _, n in rows], color='C1')
     ax.set(xlabel='files', xlim=(0, max(1, *[n for _, n in rows]) * 1.1))
     ax.xaxis.get_major_locator().set_params(integer=True)

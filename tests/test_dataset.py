@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from distill.audio import AudioError, load_audio, save_audio, scan_folder
 from distill.dataset import (DatasetConfig, MelWindows, change_mel, examine_folder, group_files, label_files, load_collection,
-                             mix_mels, near_duplicates, pick_tier, random_change)
+                             mix_mels, near_duplicates, pick_tier, random_change, take_print)
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
 from distill.synthesis import synthesise, write_collection
 from distill.vqvae import get_adaptive_vqvae_config
@@ -166,7 +166,8 @@ def versions(wav, folder):  # what people do to a sound
 
 def groups_of(wavs):
     mels = [SPECTROGRAM.waveform_to_mel(w) for w in wavs]
-    return group_files(len(wavs), near_duplicates(mels, wavs.__getitem__, SPECTROGRAM.cfg))
+    prints = [take_print(w, m, SPECTROGRAM.cfg) for w, m in zip(wavs, mels)]
+    return group_files(len(wavs), near_duplicates(mels, prints.__getitem__, SPECTROGRAM.cfg))
 
 
 @pytest.mark.parametrize('kind', ['drums', 'strings', 'bells', 'textures'])
