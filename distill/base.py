@@ -59,7 +59,7 @@ class PretrainingWindows(MelWindows):
             self.mels[self.n_recordings + self.made % (len(self.mels) - self.n_recordings)] = self.new_sound()
         return super().__next__()
 
-# %% ../nbs/08a_base.ipynb #6645c747
+# %% ../nbs/08a_base.ipynb #95aef1de
 class Pretraining(Objective):
     "Draw the window again through the vectors of the grid, without codes"
     name, unit = 'base model', 'nats'
@@ -69,7 +69,7 @@ class Pretraining(Objective):
         model.quantizer.active = False
 
     def forward(self, batch): return vqvae_loss(self.model, batch.mel)[0]
-    def score(self): return reconstruction_l1(self.model, self.held_out)
+    def score(self): return reconstruction_l1(self.model, self.held_out, 0)
 
 # %% ../nbs/08a_base.ipynb #8e5508a7
 PRETRAINING_DATA = DatasetConfig(valid_fraction=0.05, gain_db=(-14.0, 6.0), tilt_db=3.0, eq_db=2.0, mix_probability=0.15,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGE_1_SHARE', 'WARM_TRAINING', 'WARM_VQVAE', 'fit_codes', 'collection_of', 'fit_prior', 'fit_model']
 
-# %% ../nbs/08b_fitting.ipynb #66d6289a
+# %% ../nbs/08b_fitting.ipynb #aaf0fc80
 import math
 import time
 from dataclasses import asdict, replace
@@ -15,9 +15,9 @@ from .dataset import DatasetConfig, MelCollection, load_collection
 from .model import LoadedVQModel, ModelFileError, config_from_dict
 from .prior import prior_config_for, prior_training_config, train_prior
 from .spectrogram import AudioSpectrogram
-from .training import (Budget, Checkpoints, TrainingConfig, collection_health, epoch_steps, part_of_progress, pick_device,
-                              train_vqvae)
-from .vqvae import get_adaptive_vqvae_config
+from .training import (Budget, Checkpoints, TrainingConfig, collection_health, epoch_steps, excerpt, part_of_progress,
+                              pick_device, train_vqvae)
+from .vqvae import get_adaptive_vqvae_config, reconstruction_l1
 
 # %% ../nbs/08b_fitting.ipynb #d08b68d9
 STAGE_1_SHARE = 0.7   # of the time box
@@ -67,14 +67,15 @@ def fit_codes(
         training_config=dict(seed=seed, dataset=asdict(collection.cfg), stage_1=asdict(training), base=base and base.about),
         metadata=_describe_fit(collection, model, result))
 
-# %% ../nbs/08b_fitting.ipynb #f2782b46
+# %% ../nbs/08b_fitting.ipynb #d393e732
 def _describe_fit(collection, model, result):
     "What a model file remembers of how it was made"
     names, digests = collection.names, [f.digest[:16] for f in collection.files.used]
     files = dict(train=[names[i] for i in collection.split.train], valid=collection.valid_names,
                  train_digests=[digests[i] for i in collection.split.train])
     used = [h.utilisation for h in collection_health(model, collection.train)]
-    scores = dict(log_mel_l1=_rounded(result.best), codes_used=_rounded(used))
+    scores = dict(log_mel_l1=_rounded(reconstruction_l1(model, excerpt(collection.valid))), log_mel_l1_nearest=_rounded(result.best),
+                  codes_used=_rounded(used))
     return dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 collection=collection.files.fingerprint, files=files, seconds=round(collection.seconds, 1),
                 minutes=round(result.seconds / 60, 3), steps=[result.steps], scores=scores)

@@ -7,7 +7,7 @@ __all__ = ['PEAK', 'FADE_S', 'SEED_STEP', 'encode_waveform', 'GridDecoder', 'dec
            'limit_peak', 'fade_out', 'crossfade_chunks', 'generate_clips', 'generate_audio_from_prior', 'regenerate',
            'stream_audio']
 
-# %% ../nbs/09_pipeline.ipynb #45a2f933
+# %% ../nbs/09_pipeline.ipynb #0a9dc89c
 import base64
 import io
 import itertools
@@ -25,18 +25,17 @@ from .prior import unflatten_codes
 from .sampling import SamplingConfig, Stopped, resolve_seed
 from .spectrogram import AudioSpectrogram, SpectrogramConfig, WaveformStream, show_mel
 from .stream import sample_columns, sample_loop, sample_one_shots
-from .vqvae import STRIDE
+from .vqvae import STRIDE, search_codes
 
-# %% ../nbs/09_pipeline.ipynb #697afad9
-@torch.inference_mode()
+# %% ../nbs/09_pipeline.ipynb #337211a3
 def encode_waveform(
     loaded: LoadedVQModel,
-    wav,               # mono waveform at 48 kHz (t,)
-):                     # codes on their grid (bands, columns, q), long
+    wav,                 # mono waveform at 48 kHz (t,)
+    steps: int = None,   # of listening, see `search_codes`; by default as the model's settings say
+):                       # codes on their grid (bands, columns, q), long
     "The codes of a sound"
     mel = loaded.spectrogram.waveform_to_mel(wav.to(loaded.device))
-    indices = loaded.model.quantize(loaded.model.encode(mel[None, None])).indices
-    return indices[0].unflatten(0, loaded.model.latent_shape(mel.shape)).cpu()
+    return search_codes(loaded.model, mel, steps).unflatten(0, loaded.model.latent_shape(mel.shape)).cpu()
 
 # %% ../nbs/09_pipeline.ipynb #7d25a5ce
 class GridDecoder:
