@@ -128,24 +128,24 @@ def measure_fit(name, fit, folder, minutes_stage_1, progress_callback) -> dict:
         report.mel, report.wave, report.ceiling, [level.used for level in report.levels],
         [level.perplexity for level in report.levels], report.bits_per_code, report.unigram_bits_per_code))
 
-# %% ../nbs/12_bench.ipynb #8dbc49ef
+# %% ../nbs/12_bench.ipynb #f974ce82
 @job
 def fit_plain_recipe(progress_callback, folder, minutes, seed=0, device=None, vqvae=None, prior=None):
     "Stage 1 of the plain recipe, for all of the minutes"
     from distill.dataset import load_collection
-    from distill.pipeline import fit_codes
+    from distill.fitting import fit_codes
     from distill.training import plain_recipe
     collection = load_collection(folder, plain_recipe(1).dataset)
     recipe = plain_recipe(len(collection.names), seed)
     def fit(tell):
         return fit_codes(folder, minutes, None, seed, device, recipe.dataset, recipe.training,
-                         {**asdict(recipe.vqvae), **(vqvae or {})}, tell, collection=collection)
+                         {**asdict(recipe.vqvae), **(vqvae or {})}, True, tell, collection=collection)
     return measure_fit('plain', fit, folder, minutes, progress_callback)
 
 @job
 def fit_our_recipe(progress_callback, folder, minutes, seed=0, device=None, vqvae=None, prior=None):
     "Both stages as `distill fit` does them, in the same minutes"
-    from distill.pipeline import STAGE_1_SHARE, fit_model
+    from distill.fitting import STAGE_1_SHARE, fit_model
     def fit(tell): return fit_model(folder, minutes, None, seed, device, vqvae=vqvae, prior=prior, progress_callback=tell)
     return measure_fit('ours', fit, folder, STAGE_1_SHARE * minutes, progress_callback)
 
