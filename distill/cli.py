@@ -4,23 +4,28 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
-           'Epochs', 'Seed', 'BitDepth', 'SampleRate', 'Ending', 'AsJson', 'OtherModel', 'ClipOut', 'Duration',
-           'Temperature', 'TopK', 'TopP', 'Overlap', 'Preset', 'Count', 'ClipSeed', 'SoundIn', 'CodesOut', 'Codes',
-           'SoundOrFolder', 'OutOrFolder', 'Recipes', 'BenchMinutes', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes',
+           'Epochs', 'Seed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'AsJson', 'OtherModel', 'BaseOut',
+           'LongMinutes', 'Steps', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Loop', 'Prompt',
+           'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
+           'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
+           'Codes', 'SoundOrFolder', 'OutOrFolder', 'Recipes', 'BenchMinutes', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes',
            'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'attempt', 'Commands',
            'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
            'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table', 'Verdict', 'judge', 'tier',
            'doctor', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted',
            'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit', 'train', 'train_prior',
-           'sampling_settings', 'clip_targets', 'generate', 'encode', 'write_sound', 'decode', 'reconstruct_file',
-           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'info_rows', 'info', 'bench',
-           'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
+           'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'clip_line', 'clips_at_once', 'make_clips',
+           'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line',
+           'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file',
+           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'beginning', 'info_rows',
+           'info', 'bench', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
-# %% ../nbs/15_cli.ipynb #1682155d
+# %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, NamedTuple, Optional
 
@@ -144,9 +149,11 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
 
-# %% ../nbs/15_cli.ipynb #4012334f
+# %% ../nbs/15_cli.ipynb #b1be0511
 def command(
-    f:Callable, # takes `as_json` among its settings, prints for people, returns a dict for programs
+    f:Callable,     # takes `as_json` among its settings, prints for people, returns a dict for programs
+    group=app,      # where the command goes: the program, or a group of commands in it
+    name:str='',    # of the command; by default that of the function
 ) -> Callable: # `f`, and the program has a command of its name
     "Make a function a command of the program"
     @wraps(f)
@@ -156,7 +163,7 @@ def command(
             answer, code = attempt(f, settings)
         if as_json: print(json.dumps(plain(answer)), file=out)
         if code: raise typer.Exit(code)
-    app.command(f.__name__.replace('_', '-'))(run)
+    group.command(name or f.__name__.replace('_', '-'))(run)
     return f
 
 def _version(wanted:bool):
@@ -168,7 +175,7 @@ def _version(wanted:bool):
 def _program(version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')]=False):
     "Turn a folder of your own sounds into a model that makes new ones. Begin with: distill demo"
 
-# %% ../nbs/15_cli.ipynb #75efdb6f
+# %% ../nbs/15_cli.ipynb #efbd59f3
 SOUND_ENDINGS = 'wav', 'flac', 'ogg', 'mp3' # that can be written
 
 def _finite(value:Optional[float]): # callback of options
@@ -179,19 +186,43 @@ def _positive(value:Optional[float]):
     if value is None or 0 < value < math.inf: return value
     raise typer.BadParameter(f'{value} is not more than 0.')
 
-def _bit_depth(value:int):
-    if value in (16, 24, 32): return value
+def _bit_depth(value:Optional[int]):
+    if value in (None, 16, 24, 32): return value
     raise typer.BadParameter(f'{value} is none of 16, 24, 32.')
 
 def _device(value:Optional[str]):
     if value is None or re.fullmatch(r'cpu|mps|cuda(:\d+)?', value): return value
     raise typer.BadParameter(f'{value!r} is none of cpu, cuda, mps.')
 
-def _ending(value:str):
-    if value in SOUND_ENDINGS: return value
-    raise typer.BadParameter(f'{value!r} is none of {", ".join(SOUND_ENDINGS)}.')
+def _one_of(*choices): # a callback
+    def check(value:Optional[str]):
+        if value in (None, *choices): return value
+        raise typer.BadParameter(f'{value!r} is none of {", ".join(choices)}.')
+    return check
 
-# %% ../nbs/15_cli.ipynb #cf8534d9
+# %% ../nbs/15_cli.ipynb #d91ac15e
+def _number(kind, low, high): # from text to a number in this range
+    def number(text):
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high: return value
+        expected = f'a {"whole " * (kind is int)}number from {low:g} to {high:g}'
+        raise typer.BadParameter(f'{text.strip()!r} is not {expected}.')
+    return number
+
+def _yes_or_no(text):
+    if (word := text.strip().lower()) in ('yes', 'no'): return word == 'yes'
+    raise typer.BadParameter(f'{text.strip()!r} is neither yes nor no.')
+
+def _levels(one): # a callback: what `one` makes of a text, or a tuple of several with commas between them
+    def check(value:Optional[str]):
+        values = () if value is None else tuple(map(one, value.split(',')))
+        return values if len(values) > 1 else values[0] if values else None
+    return check
+
+def _duration(value:Optional[str]):
+    return value if value in (None, 'auto') else _number(float, 0.001, 35_999)(value)
+
+# %% ../nbs/15_cli.ipynb #273ce9d3
 TOP_SEED = 2**53 - 1 # whole in JSON everywhere
 
 def option(kind, help, *names, **more): return Annotated[kind, typer.Option(*names, help=help, **more)]
@@ -206,12 +237,13 @@ Device = option(Optional[str], 'cpu, cuda or mps; by default the best there is.'
 Minutes = option(Optional[float], 'How long it may take, in minutes; 5 when nothing is given.', callback=_positive)
 Epochs = option(Optional[int], 'Instead of minutes: passes over the sounds.', min=1, max=1_000_000)
 Seed = option(int, 'The same seed and --epochs give the same model.', min=0, max=TOP_SEED)
-BitDepth = option(int, '16, 24 or 32 (32: wav alone).', callback=_bit_depth)
+Scratch = option(bool, 'Leave the base model out, that the package brings, and learn from nothing.', '--from-scratch')
+BitDepth = option(Optional[int], '16, 24 or 32 (32: wav alone); 16 when not given.', callback=_bit_depth)
 SampleRate = option(Optional[int], 'Samples per second of the file.', min=8_000, max=192_000)
-Ending = option(str, 'Of files in a folder: wav, flac, ogg or mp3.', '--format', callback=_ending)
+Ending = option(str, 'Of files in a folder: wav, flac, ogg or mp3.', '--format', callback=_one_of(*SOUND_ENDINGS))
 AsJson = option(bool, 'Print one JSON object, and everything else on standard error.', '--json')
 
-# %% ../nbs/15_cli.ipynb #c0ce7961
+# %% ../nbs/15_cli.ipynb #c759a6a0
 def check_target(
     path:Path,      # the file that will be written
     inputs:tuple=(), # files that must survive
@@ -240,7 +272,7 @@ def check_target_folder(
     check_target(path/'.distill')
     return path
 
-# %% ../nbs/15_cli.ipynb #37c4c965
+# %% ../nbs/15_cli.ipynb #dc3b6a56
 def wrong_out(message:str): return typer.BadParameter(message, param_hint="'--out' / '-o'")
 
 def model_target(
@@ -256,7 +288,7 @@ def model_target(
 def sound_target(
     path:Path,            # as given with -o
     sample_rate:int=None, # samples per second, 48 000 when not given
-    bit_depth:int=16,     # 16, 24, 32
+    bit_depth:int=None,   # 16, 24, 32; 16 when not given
     inputs:tuple=(),      # files that must survive
 ) -> Path: # with an ending, writable, in a format that can hold it
     "The sound file to write"
@@ -264,11 +296,11 @@ def sound_target(
     from distill.audio import AudioError, encode_sound
     if not path.suffix and not path.is_dir(): path = path.with_name(path.name + '.wav')
     if not path.is_dir():
-        try: encode_sound(torch.zeros(2048), path.suffix.lower(), sample_rate or 48_000, bit_depth) # would it work?
+        try: encode_sound(torch.zeros(2048), path.suffix.lower(), sample_rate or 48_000, bit_depth or 16) # would it work?
         except AudioError as e: raise wrong_out(f'{path.name}: {e}') from None
     return check_target(path, inputs)
 
-# %% ../nbs/15_cli.ipynb #2008b38e
+# %% ../nbs/15_cli.ipynb #e58ff418
 class Lines:
     "Progress as lines, few of them"
     def __init__(
@@ -286,7 +318,7 @@ class Lines:
         self.stage, self.last = stage, now
         self.write(f'{fraction:4.0%}  {text}')
 
-# %% ../nbs/15_cli.ipynb #7073e4ae
+# %% ../nbs/15_cli.ipynb #b265e1c7
 @contextmanager
 def progress():
     "Gives a progress callback (fraction, text): a bar in a terminal, lines elsewhere, both on standard error"
@@ -305,7 +337,7 @@ def progress():
 def part(tell, low, high): # the part of a progress bar from `low` to `high`
     return lambda fraction, text: tell(low + (high - low)*fraction, text)
 
-# %% ../nbs/15_cli.ipynb #6c9505e5
+# %% ../nbs/15_cli.ipynb #07c4c23e
 def columns(
     rows:list[tuple], # of texts
 ) -> str: # lines, columns aligned
@@ -329,7 +361,7 @@ def file_table(
     return columns([('used' if r.used else 'NOT USED', *(sound(r) if r.sample_rate else '----'), r.name, words(r))
                     for r in reports])
 
-# %% ../nbs/15_cli.ipynb #32167e11
+# %% ../nbs/15_cli.ipynb #d4ac7ce9
 class Verdict(NamedTuple):
     "Whether and how a folder can be learned"
     ready:bool # enough for a model
@@ -359,7 +391,7 @@ def tier(
     return dict(codebook_size=vqvae.codebook_size, n_quantizers=vqvae.n_quantizers, d_model=prior.d_model,
                 n_layers=prior.n_layers)
 
-# %% ../nbs/15_cli.ipynb #ebcf42d1
+# %% ../nbs/15_cli.ipynb #23a102ab
 @command
 def doctor(folder:Folder, as_json:AsJson=False):
     "Say of every file in FOLDER whether it can be learned from, and why not."
@@ -377,7 +409,7 @@ def doctor(folder:Folder, as_json:AsJson=False):
     print(f'Verdict: {verdict.words}')
     return answer
 
-# %% ../nbs/15_cli.ipynb #91ea827c
+# %% ../nbs/15_cli.ipynb #c76eb56b
 class Ready(NamedTuple):
     "A folder that was read, and what is left of the time"
     collection:object # a `MelCollection`
@@ -387,7 +419,7 @@ class Ready(NamedTuple):
 def read_folder(folder, minutes, epochs, tell, loaded=None):
     "Read a folder within the time box, and say what is not used"
     from distill.dataset import load_collection
-    from distill.pipeline import collection_of
+    from distill.fitting import collection_of
     if minutes and epochs: raise typer.BadParameter('give either --minutes or --epochs.')
     started, minutes = time.monotonic(), minutes or 5.0
     if loaded: collection = collection_of(loaded, folder, tell)
@@ -410,7 +442,7 @@ def keep_or_drop(
         raise Interrupted(stop.code)
     loaded.save(target)
 
-# %% ../nbs/15_cli.ipynb #ebe92865
+# %% ../nbs/15_cli.ipynb #200de8c4
 def file_lines(files) -> list[str]: # what was used, what was not, in lines
     "Which files a model was made of"
     lines = [f'Files    {len(files.used)} of {len(files.reports)} used, {clock(files.seconds)} of sound']
@@ -443,7 +475,7 @@ def score_lines(
         lines.append(f'Order    {bits:.2f} bits per code, {unigram:.2f} without knowing what came before: {gain}')
     return lines
 
-# %% ../nbs/15_cli.ipynb #f6174233
+# %% ../nbs/15_cli.ipynb #2bd238be
 def health_lines(
     warnings:list[str], # such as "level 0: …"
 ) -> list[str]: # one line for each level that has any
@@ -453,7 +485,7 @@ def health_lines(
     for level, _, what in (w.partition(': ') for w in warnings): by_level.setdefault(level, []).append(what)
     return [f'Health   {level}: {"; ".join(what)}' for level, what in by_level.items()]
 
-# %% ../nbs/15_cli.ipynb #2570fddf
+# %% ../nbs/15_cli.ipynb #b1493d06
 def fit_lines(loaded, collection, target, warnings) -> list[str]: # lines
     "How a fit went, where the model is, what to do next"
     about, size, mine = loaded.metadata, loaded.vqvae_config.codebook_size, quoted(target)
@@ -483,10 +515,10 @@ def fit_report(
     if stop(): raise Interrupted(stop.code, dict(report, interrupted=True))
     return report
 
-# %% ../nbs/15_cli.ipynb #ad4809ff
-def learn(folder, out, minutes, epochs, seed, device, stages=2):
+# %% ../nbs/15_cli.ipynb #b8701b1f
+def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=False):
     "Read a folder, train one stage or both, save, report; returns the report, the model and the `MelCollection`"
-    from distill.pipeline import fit_codes, fit_model
+    from distill.fitting import fit_codes, fit_model
     from distill.training import pick_device
     target, stop, device = model_target(out), Stopper(), pick_device(device)
     with progress() as bar:
@@ -494,23 +526,25 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2):
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
         with stop.listening():
             loaded = (fit_model if stages == 2 else fit_codes)(
-                folder, ready.minutes, epochs, seed, device, collection=ready.collection,
+                folder, ready.minutes, epochs, seed, device, from_scratch=from_scratch, collection=ready.collection,
                 progress_callback=part(tell, 0.03, 1), should_stop=stop)
             keep_or_drop(loaded, target, stop)
     return fit_report(loaded, ready.collection, target, stop), loaded, ready.collection
 
-# %% ../nbs/15_cli.ipynb #288cbec8
+# %% ../nbs/15_cli.ipynb #d66b1c03
 @command
-def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, device:Device=None, as_json:AsJson=False):
+def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False,
+        device:Device=None, as_json:AsJson=False):
     "Learn the sounds of FOLDER, both stages, and write a model that can make new ones."
-    return learn(folder, out, minutes, epochs, seed, device)[0]
+    return learn(folder, out, minutes, epochs, seed, device, from_scratch=from_scratch)[0]
 
 @command
-def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, device:Device=None, as_json:AsJson=False):
+def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False,
+          device:Device=None, as_json:AsJson=False):
     "Stage 1 alone: learn codes for the sounds of FOLDER. The model can encode and decode, not yet make new sound."
-    return learn(folder, out, minutes, epochs, seed, device, stages=1)[0]
+    return learn(folder, out, minutes, epochs, seed, device, stages=1, from_scratch=from_scratch)[0]
 
-# %% ../nbs/15_cli.ipynb #85e40955
+# %% ../nbs/15_cli.ipynb #520695a8
 OtherModel = option(Optional[Path], 'Where to write; by default MODEL itself gets the prior.',
                     '--out', '-o', metavar='MODEL')
 
@@ -519,7 +553,7 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
                 device:Device=None, as_json:AsJson=False):
     "Stage 2 alone: learn how the codes of MODEL follow each other in FOLDER, the folder it was made from."
     from distill.model import load_model
-    from distill.pipeline import fit_prior
+    from distill.fitting import fit_prior
     target, stop = model_target(out) if out else check_target(model), Stopper()
     loaded = load_model(model, device)
     before = dict(loaded.metadata.get('scores', {})) if loaded.prior is not None else None
@@ -531,20 +565,90 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
             keep_or_drop(loaded, target, stop, before)
     return fit_report(loaded, ready.collection, target, stop)
 
-# %% ../nbs/15_cli.ipynb #db883f8d
-def sampling_settings(preset, **given):
-    "The sampler's settings: a preset or the defaults, changed by the options that were given"
-    from dataclasses import replace
-    from distill.sampling import PRESETS, SamplingConfig, resolve_seed
-    if preset is not None and preset not in PRESETS:
-        raise typer.BadParameter(f'{preset!r} is none of {", ".join(PRESETS)}.', param_hint="'--preset'")
-    cfg = PRESETS[preset]() if preset else SamplingConfig(top_p=0.9)
-    cfg = replace(cfg, **{k: v for k, v in given.items() if v is not None})
-    return replace(cfg, seed=resolve_seed(cfg.seed))
+# %% ../nbs/15_cli.ipynb #b66cd731
+def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writable
+    "The file of a base model to write"
+    if path.suffix not in ('', '.safetensors'): raise wrong_out(f'{path.name}: let it end in .safetensors.')
+    return check_target(path if path.is_dir() else path.with_suffix('.safetensors'), inputs)
 
+def base_lines(about:dict, target:Path, default:Path) -> list[str]: # lines
+    "How the training of a base model went, where it is, what to do with it"
+    l1, trained, megabytes = about['held_out_log_mel_l1'], clock(60*about['minutes']), target.stat().st_size/1e6
+    there = target.resolve() == default.resolve()
+    return [f"Files    {about['recordings']} recordings, {clock(about['seconds'])} of sound, "
+            f"and {about['synthesised']} synthesised sounds",
+            f'Likeness {l1:.3f} nats (about {decibels(l1):.1f} dB) away from recordings it was never shown; '
+            'lower is closer' if is_number(l1) else 'Likeness not measured: there was too little training, give it more',
+            f"Model    {target} ({megabytes:.1f} MB), {about['steps']} steps, {trained} of training",
+            f'Next     {"" if there else f"copy it to {default}: "}`distill fit` starts from it']
+
+# %% ../nbs/15_cli.ipynb #e9dc6668
+BaseOut = option(Path, 'The base model to write; .safetensors is added when it has no ending.', '--out', '-o', metavar='FILE')
+LongMinutes = option(Optional[float], 'How long the training may take, in minutes; 60 when nothing is given.', callback=_positive)
+Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer.', min=1, max=100_000_000)
+BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
+
+@command
+def pretrain(folder:Folder, out:BaseOut, minutes:LongMinutes=None, steps:Steps=None, seed:BaseSeed=0, device:Device=None,
+             as_json:AsJson=False):
+    "Train a base model on recordings of all kinds, for other models to start from."
+    from distill.base import base_path, pretrain, save_base
+    if minutes and steps: raise typer.BadParameter('give either --minutes or --steps.')
+    target, stop = base_target(out), Stopper()
+    with progress() as bar, stop.listening():
+        tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
+        base = pretrain(folder, minutes or 60.0, steps, seed, device=device, progress_callback=tell, should_stop=stop)
+    if stop() and not is_number(base.about['held_out_log_mel_l1']):
+        print('nothing was learned yet, and nothing was written', file=sys.stderr)
+        raise Interrupted(stop.code)
+    save_base(base, target)
+    report = dict(base.about, model=str(target), interrupted=bool(stop()))
+    print(*base_lines(base.about, target, base_path()), sep='\n')
+    if stop(): raise Interrupted(stop.code, report)
+    return report
+
+# %% ../nbs/15_cli.ipynb #7f8a07e1
+@contextmanager
+def as_usage():
+    "Settings that cannot be, or that do not go together, are wrong usage"
+    try: yield
+    except ValueError as e: raise typer.BadParameter(f'{e}.') from e
+
+def find_preset(
+    name:str=None, # as given; None: the defaults
+): # a `SamplingConfig`; raises `ValueError` when the file of the preset is not whole
+    "The settings that go by a name"
+    from distill.sampling import SamplingConfig, preset
+    if name is None: return SamplingConfig(top_p=0.9)
+    try: return preset(name)
+    except ValueError as e:
+        if e.__cause__: raise # it is there, and cannot be read
+        raise typer.BadParameter(f'{e}.', param_hint="'--preset'") from e
+
+def changed(cfg, **given):
+    "A `SamplingConfig` with what is given and not None in place of its own"
+    from dataclasses import replace
+    with as_usage(): return replace(cfg, **{k: v for k, v in given.items() if v is not None})
+
+def sampling_settings(preset=None, **given):
+    "A preset or the defaults, changed by the options that were given, with a seed in any case"
+    from distill.sampling import resolve_seed
+    cfg = changed(find_preset(preset), **given)
+    return changed(cfg, seed=resolve_seed(cfg.seed))
+
+# %% ../nbs/15_cli.ipynb #a98134e9
+def clip_settings(sampling, duration=None, prompt_seconds=None, **given):
+    "What is asked for, a `ClipConfig`: the defaults, changed by the options that were given"
+    from distill.pipeline import ClipConfig
+    seconds = {} if duration is None else dict(duration_s=None if duration == 'auto' else duration)
+    given = {k: v for k, v in given.items() if v is not None}
+    with as_usage(): return ClipConfig(**seconds, **given, prompt_s=prompt_seconds, sampling=sampling)
+
+# %% ../nbs/15_cli.ipynb #321cbbe4
 def clip_targets(out, count, name, ending, seed, **form):
     "The file of each clip and the seed that it is made from"
-    seeds = [seed + 1000*i for i in range(count)]
+    from distill.pipeline import SEED_STEP
+    seeds = [seed + SEED_STEP*i for i in range(count)]
     if seeds[-1] > TOP_SEED:
         raise typer.BadParameter(f'{seed} leaves no room for {count} seeds.', param_hint="'--seed'")
     if count == 1 and not out.is_dir(): return [(sound_target(out, **form), seed)]
@@ -554,43 +658,186 @@ def clip_targets(out, count, name, ending, seed, **form):
     folder = check_target_folder(out)
     return [(folder/f'{name}-seed{s}.{ending}', s) for s in seeds]
 
-# %% ../nbs/15_cli.ipynb #0b56ee2d
-ClipOut = option(Path, 'A .wav, .flac, .ogg or .mp3 file; a folder with --count.', '--out', '-o', metavar='FILE|DIR')
-Duration = option(float, 'Seconds.', min=0.001, max=35_999, callback=_finite)
-Temperature = option(Optional[float], 'Above 1 more surprising, below 1 safer; 1 when not given.',
-                     min=0.1, max=2, callback=_finite)
-TopK = option(Optional[int], 'Choose among the K likeliest codes; 0, the default, is off.', min=0, max=512)
-TopP = option(Optional[float], 'Choose among the likeliest codes of this probability; 0 is off, 0.9 when not given.',
-              min=0, max=1, callback=_finite)
-Overlap = option(float, 'Crossfade between chunks, in milliseconds.', min=0, max=200, callback=_finite)
-Preset = option(Optional[str], 'default, greedy or creative: settings by name.')
-Count = option(int, 'How many files; more than one go into the folder DIR.', min=1, max=100_000)
-ClipSeed = option(Optional[int], 'The same seed gives the same sound; by default a new one.', min=0, max=TOP_SEED)
+# %% ../nbs/15_cli.ipynb #e7455ca5
+def read_prompt(
+    path:Path, # a sound file, or None
+): # a waveform (t,), or None
+    "The sound to go on from"
+    from distill.audio import load_audio
+    return load_audio(path.expanduser()).wav if path else None
 
-# %% ../nbs/15_cli.ipynb #380b4612
-@command
-def generate(model:Model, out:ClipOut, duration:Duration=10.0, temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None,
-             overlap_ms:Overlap=50, seed:ClipSeed=None, count:Count=1, preset:Preset=None, ending:Ending='wav',
-             sample_rate:SampleRate=None, bit_depth:BitDepth=16, device:Device=None, as_json:AsJson=False):
-    "Make new sound with MODEL, and beside each file a small JSON file that says how it was made."
-    from dataclasses import replace
-    from distill.model import load_model
-    from distill.pipeline import generate_clip
-    cfg = sampling_settings(preset, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    form = dict(sample_rate=sample_rate, bit_depth=bit_depth)
-    targets, files = clip_targets(out, count, model.stem, ending, cfg.seed, inputs=(model,), **form), []
-    loaded = load_model(model, device)
+def save_clip(clip, target, form): return clip.save(target, form['sample_rate'], form['bit_depth'] or 16)
+
+def clip_line(clip, target) -> dict: # for programs
+    return dict(file=str(target), seed=clip.settings['sampling']['seed'], seconds=clip.seconds)
+
+# %% ../nbs/15_cli.ipynb #6f6b81f7
+def clips_at_once(
+    seconds:float, # of one; None when the model decides
+) -> int: # at most 32
+    "How many clips are made side by side: a quarter of an hour of sound at most"
+    return max(1, min(32, int(900/(seconds or 30))))
+
+def make_clips(loaded, cfg, targets, form, prompt):
+    "Make the clips and write them; what there is to tell about each"
+    from distill.pipeline import generate_clips
+    files, step, n = [], clips_at_once(cfg.duration_s), len(targets)
     with progress() as tell:
-        for i, (target, seed) in enumerate(targets):
-            say = part(tell, i/count, (i + 1)/count) if count > 1 else tell
-            clip = generate_clip(loaded, duration, overlap_ms, replace(cfg, seed=seed), progress_callback=say)
-            clip.save(target, **form)
-            files.append(dict(file=str(target), seed=seed, seconds=clip.seconds))
-    for f in files: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}")
-    return dict(files=files, settings=cfg.to_dict(), duration_s=duration, overlap_ms=overlap_ms,
-                sample_rate=sample_rate or clip.sample_rate, bit_depth=bit_depth)
+        for first in range(0, n, step):
+            some, say = targets[first:first + step], part(tell, first/n, min(1.0, (first + step)/n))
+            tag = f'Part {first//step + 1}/{math.ceil(n/step)}: ' if n > step else ''
+            clips = generate_clips(loaded, cfg, [seed for _, seed in some], prompt, lambda f, text: say(f, tag + text))
+            for clip, (target, _) in zip(clips, some):
+                save_clip(clip, target, form)
+                files.append(clip_line(clip, target))
+    return files
 
-# %% ../nbs/15_cli.ipynb #ebdadc05
+# %% ../nbs/15_cli.ipynb #0eeb6125
+def refuse_changes(**given):
+    "With --from-sidecar, the settings are those of the file"
+    flags = ', '.join(f'--{name.replace("_", "-")}' for name, value in given.items() if value is not None)
+    if not flags: return
+    raise typer.BadParameter(f'{flags}: the settings are those of the file.', param_hint="'--from-sidecar'")
+
+def read_sidecar(path:Path) -> dict: # file, sample_rate, bit_depth; {} where it says nothing
+    "The form of the sound beside a sidecar; what else is in there is for `regenerate` to judge"
+    try: about = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError): return {}
+    kinds = dict(file=str, sample_rate=int, bit_depth=int)
+    return {k: about[k] for k, kind in kinds.items() if isinstance(about, dict) and isinstance(about.get(k), kind)}
+
+# %% ../nbs/15_cli.ipynb #b798a609
+def remake_clip(model, sidecar, out, prompt, any_model, form, device):
+    "Make the clip of a sidecar again and write it; what `generate` answers"
+    from distill.model import load_model
+    from distill.pipeline import regenerate
+    about = dict(dict(file='again.wav', sample_rate=None, bit_depth=None), **read_sidecar(sidecar))
+    if out.is_dir(): out = out/Path(about['file']).name
+    form = {k: v or about[k] for k, v in form.items()}
+    target = sound_target(out, **form, inputs=tuple(filter(None, (model, sidecar, prompt))))
+    if any_model: check_target(target.with_name(f'{target.name}.json'), (sidecar,)) # it will say something else
+    prompt, loaded = read_prompt(prompt), load_model(model, device)
+    with progress() as tell: clip = regenerate(loaded, sidecar, tell, prompt, any_model)
+    save_clip(clip, target, form)
+    return dict(files=[clip_line(clip, target)], settings=clip.settings, **form)
+
+# %% ../nbs/15_cli.ipynb #08c10895
+ClipOut = option(Path, 'A .wav, .flac, .ogg or .mp3 file; a folder with --count.', '--out', '-o', metavar='FILE|DIR')
+Duration = option(Optional[str], 'Seconds, or auto: the sound ends where the model ends it; 10 when not given.',
+                  metavar='S|auto', callback=_duration)
+Stitch = option(Optional[str], 'continue, in one go, or crossfade, independent pieces faded into each other; continue when not given.',
+                callback=_one_of('continue', 'crossfade'))
+Overlap = option(Optional[float], 'With --stitch crossfade: how long the fades are, in milliseconds; 50 when not given.',
+                 min=0, max=200, callback=_finite)
+Label = option(Optional[str], 'A class of sound that the model knows; `distill info` lists them.', metavar='NAME')
+Loop = option(bool, 'The end runs into the start.', '--loop')
+Prompt = option(Optional[Path], 'A sound to go on from: the new one begins with it.', metavar='FILE')
+PromptSeconds = option(Optional[float], 'How much of the beginning of the prompt to use; all when not given.', callback=_positive)
+Count = option(Optional[int], 'How many files; more than one go into the folder DIR.', min=1, max=100_000)
+ClipSeed = option(Optional[int], 'The same seed gives the same sound; by default a new one.', min=0, max=TOP_SEED)
+Sidecar = option(Optional[Path], 'The .json file beside a clip: makes that clip again.', '--from-sidecar', metavar='FILE')
+AnyModel = option(bool, 'With --from-sidecar: also when MODEL is not, or is no longer, the model that made it.', '--any-model')
+
+# %% ../nbs/15_cli.ipynb #aadf2490
+def level_option(what, check): return option(Optional[str], what, metavar='N[,N…]', callback=check)
+
+Preset = option(Optional[str], 'Settings by name: default, greedy, creative, or one of your own (`distill presets`).', metavar='NAME')
+Temperature = level_option('Above 1 more surprising, below 1 safer; 1 when not given.', _levels(_number(float, 0.1, 2)))
+TopK = level_option('Choose among the K likeliest codes; 0, the default, is off.', _levels(_number(int, 0, 512)))
+TopP = level_option('Choose among the likeliest codes of this probability; 0 is off, 0.9 when not given.', _levels(_number(float, 0, 1)))
+MinP = level_option('Leave out codes less likely than this share of the likeliest; 0, the default, is off.', _levels(_number(float, 0, 1)))
+TypicalP = level_option('Choose among the most typical codes of this probability; 0, the default, is off.', _levels(_number(float, 0, 1)))
+Argmax = option(Optional[str], 'yes: always the likeliest code, nothing left to chance; yes,yes,no: for the coarse levels.',
+                metavar='yes|no[,…]', callback=_levels(_yes_or_no))
+Gumbel = option(bool, 'Draw with Gumbel noise: the same chances, another use of the seed.', '--gumbel')
+Penalty = level_option('Above 1, codes that were just used become less likely; 1, the default, is off.', _levels(_number(float, 1, 2)))
+PenaltyContext = option(Optional[int], 'How many codes of each level the penalty looks back on; 64 when not given.', min=1, max=65_536)
+
+# %% ../nbs/15_cli.ipynb #c568f7fb
+def make_new(model, out, prompt, count, ending, preset, chance, asked, form, device):
+    "Make new clips and write them; what `generate` answers"
+    from distill.model import load_model
+    if asked['prompt_seconds'] and not prompt:
+        raise typer.BadParameter('there is no --prompt to take so many seconds of.', param_hint="'--prompt-seconds'")
+    cfg = clip_settings(sampling_settings(preset, **chance), **asked)
+    if asked['overlap_ms'] is not None and cfg.stitch == 'continue':
+        print('note: nothing is faded into each other without --stitch crossfade, so --overlap-ms does nothing', file=sys.stderr)
+    inputs = tuple(filter(None, (model, prompt)))
+    targets = clip_targets(out, count, model.stem, ending, cfg.sampling.seed, inputs=inputs, **form)
+    wav = read_prompt(prompt)
+    return dict(files=make_clips(load_model(model, device), cfg, targets, form, wav), settings=cfg.to_dict(), **form)
+
+# %% ../nbs/15_cli.ipynb #f71dd266
+@command
+def generate(
+    model:Model, out:ClipOut, duration:Duration=None, seed:ClipSeed=None, count:Count=None, label:Label=None, prompt:Prompt=None,
+    prompt_seconds:PromptSeconds=None, loop:Loop=False, stitch:Stitch=None, overlap_ms:Overlap=None, preset:Preset=None,
+    temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None, typical_p:TypicalP=None,
+    repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None, gumbel:Gumbel=False,
+    from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending='wav', sample_rate:SampleRate=None,
+    bit_depth:BitDepth=None, device:Device=None, as_json:AsJson=False,
+):
+    "Make new sound with MODEL, and beside each file a small JSON file that says how it was made."
+    asked = dict(duration=duration, label=label, prompt_seconds=prompt_seconds, loop=loop or None, stitch=stitch,
+                 overlap_ms=overlap_ms)
+    chance = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, argmax=argmax,
+                  repetition_penalty=repetition_penalty, penalty_context=penalty_context, gumbel=gumbel or None, seed=seed)
+    form = dict(sample_rate=sample_rate, bit_depth=bit_depth)
+    if from_sidecar:
+        refuse_changes(count=count, preset=preset, **asked, **chance)
+        answer = remake_clip(model, from_sidecar.expanduser(), out, prompt, any_model, form, device)
+    elif any_model: raise typer.BadParameter('it goes with --from-sidecar.', param_hint="'--any-model'")
+    else: answer = make_new(model, out, prompt, count or 1, ending, preset, chance, asked, form, device)
+    for f in answer['files']: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}")
+    return dict(answer, sample_rate=answer['sample_rate'] or 48_000, bit_depth=answer['bit_depth'] or 16)
+
+# %% ../nbs/15_cli.ipynb #c083e35f
+presets = typer.Typer(no_args_is_help=True, help='Settings of the sampler under names of your own.')
+app.add_typer(presets, name='presets')
+PresetName = argument(str, 'Up to 60 letters, digits, spaces, - and _.', metavar='NAME')
+
+def preset_line(cfg) -> str: # such as "temperature 1.2, top_p 0.95"
+    "The settings that differ from doing nothing"
+    from distill.sampling import SamplingConfig
+    plain = SamplingConfig().to_dict()
+    return ', '.join(f'{k} {v}' for k, v in cfg.to_dict().items() if v != plain[k]) or 'nothing changed'
+
+@partial(command, group=presets, name='list')
+def list_presets(as_json:AsJson=False):
+    "List the presets, those that are built in first."
+    from distill.sampling import list_presets
+    found = {}
+    for name in list_presets():
+        try: found[name] = find_preset(name)
+        except ValueError as e: print(e, file=sys.stderr) # one bad file hides none of the others
+    print(columns([(name, preset_line(cfg)) for name, cfg in found.items()]))
+    return dict(presets={name: cfg.to_dict() for name, cfg in found.items()})
+
+# %% ../nbs/15_cli.ipynb #3c4f4523
+@partial(command, group=presets, name='save')
+def save_preset(
+    name:PresetName, preset:Preset=None, temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None,
+    typical_p:TypicalP=None, repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None,
+    gumbel:Gumbel=False, seed:ClipSeed=None, as_json:AsJson=False,
+):
+    "Keep settings as NAME, in place of what had that name; with --preset, a changed copy of another."
+    from distill.sampling import save_preset
+    cfg = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+                  repetition_penalty=repetition_penalty, penalty_context=penalty_context, argmax=argmax,
+                  gumbel=gumbel or None, seed=seed)
+    path = save_preset(name, cfg)
+    print(f'{name}: {preset_line(cfg)}')
+    return dict(name=name, file=str(path), settings=cfg.to_dict())
+
+@partial(command, group=presets, name='remove')
+def remove_preset(name:PresetName, as_json:AsJson=False):
+    "Forget a preset of your own."
+    from distill.sampling import delete_preset
+    delete_preset(name)
+    print(f'{name} is forgotten')
+    return dict(name=name)
+
+# %% ../nbs/15_cli.ipynb #6a02601c
 SoundIn = argument(Path, 'A sound file.', metavar='IN')
 CodesOut = option(Path, 'The codes file to write; .npz is added when it has no ending.',
                   '--out', '-o', metavar='CODES.npz')
@@ -613,12 +860,12 @@ def encode(model:Model, sound:SoundIn, out:CodesOut, device:Device=None, as_json
     print(f'{target}: codes for {grid.seconds:.2f} s, ' + ', '.join(f'{n} {what}' for what, n in shape.items()))
     return dict(file=str(target), **shape, seconds=grid.seconds, notes=loud.notes)
 
-# %% ../nbs/15_cli.ipynb #efbd5a0f
+# %% ../nbs/15_cli.ipynb #8139fb25
 def write_sound(
     wav,                     # mono (t,) at 48 kHz
     path:Path,               # .wav, .flac, .ogg, .mp3
     sample_rate:int=None,    # of the file; 48 000 when not given
-    bit_depth:int=16,        # 16, 24, 32
+    bit_depth:int=None,      # 16, 24, 32; 16 when not given
     n_samples:int=None,      # exact length in the file, at most a sample or two from what resampling gives
 ) -> Path: # the path
     "Write a waveform, resampled when asked"
@@ -628,13 +875,13 @@ def write_sound(
     rate = sample_rate or SAMPLE_RATE
     if rate != SAMPLE_RATE: wav = torch.from_numpy(soxr.resample(wav.numpy(), SAMPLE_RATE, rate))
     if n_samples is not None: wav = F.pad(wav, (0, n_samples - len(wav))) # also cuts
-    return save_audio(path, wav, rate, bit_depth)
+    return save_audio(path, wav, rate, bit_depth or 16)
 
-# %% ../nbs/15_cli.ipynb #ee484c75
+# %% ../nbs/15_cli.ipynb #bddbe6b4
 Codes = argument(Path, 'A codes file (.npz).', metavar='CODES.npz')
 
 @command
-def decode(model:Model, codes:Codes, out:SoundOut, sample_rate:SampleRate=None, bit_depth:BitDepth=16, device:Device=None, as_json:AsJson=False):
+def decode(model:Model, codes:Codes, out:SoundOut, sample_rate:SampleRate=None, bit_depth:BitDepth=None, device:Device=None, as_json:AsJson=False):
     "Write the sound that a codes file stands for."
     from distill.codes import CodeGrid, decode
     from distill.model import load_model
@@ -645,7 +892,7 @@ def decode(model:Model, codes:Codes, out:SoundOut, sample_rate:SampleRate=None, 
     print(f'{target}: {grid.seconds:.2f} s')
     return dict(file=str(target), seconds=grid.seconds)
 
-# %% ../nbs/15_cli.ipynb #edb688a1
+# %% ../nbs/15_cli.ipynb #45d55da1
 def reconstruct_file(loaded, report, target, sample_rate, bit_depth):
     "Through the codes and back; what there is to tell about it"
     from distill.codes import reconstruct
@@ -661,7 +908,7 @@ def reconstruction_targets(reports, folder, ending):
     own = lambda r, name: name if lower.count(name.lower()) == 1 or r.name == name else f'{r.name}.{ending}'
     return [folder/own(r, name) for r, name in zip(reports, plain_names)]
 
-# %% ../nbs/15_cli.ipynb #46d139ea
+# %% ../nbs/15_cli.ipynb #2faf098a
 def find_reconstructable(source, out, ending, form, tell):
     "The usable sounds of a file or a folder, the others, and where each reconstruction goes"
     from distill.audio import report_file, scan_folder
@@ -679,13 +926,13 @@ def find_reconstructable(source, out, ending, form, tell):
     for target in targets: target.parent.mkdir(parents=True, exist_ok=True)
     return found.used, found.skipped, targets
 
-# %% ../nbs/15_cli.ipynb #790cebf8
+# %% ../nbs/15_cli.ipynb #d233cfaf
 SoundOrFolder = argument(Path, 'A sound file, or a folder of them.', metavar='IN|FOLDER')
 OutOrFolder = option(Path, 'A sound file, or a folder when the input is one.', '--out', '-o', metavar='OUT|FOLDER')
 
 @command
 def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending='wav', sample_rate:SampleRate=None,
-                bit_depth:BitDepth=16, device:Device=None, as_json:AsJson=False):
+                bit_depth:BitDepth=None, device:Device=None, as_json:AsJson=False):
     "Send sounds through the codes and back: what does the model keep of them? Same length as the input."
     from distill.model import load_model
     form = dict(sample_rate=sample_rate, bit_depth=bit_depth)
@@ -702,7 +949,7 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
     for f in files: print(f"{f['file']}: {f['seconds']:.2f} s" + ''.join(f'; {o}' for o in f['notes']))
     return dict(files=files, skipped=[dict(name=r.name, reason=r.reason) for r in skipped])
 
-# %% ../nbs/15_cli.ipynb #70b99747
+# %% ../nbs/15_cli.ipynb #f3f890d4
 @command
 def evaluate(model:Model, folder:Folder, device:Device=None, as_json:AsJson=False):
     "Score MODEL against the sounds of FOLDER that it never learned from."
@@ -713,7 +960,13 @@ def evaluate(model:Model, folder:Folder, device:Device=None, as_json:AsJson=Fals
     print(report)
     return report.to_dict()
 
-# %% ../nbs/15_cli.ipynb #6cda9322
+# %% ../nbs/15_cli.ipynb #f121f6b1
+def beginning(training:dict) -> str: # in words
+    "What stage 1 of a model started from"
+    if not (base := training.get('base')): return 'from scratch'
+    return f"from the base model {base.get('name', '')} of {base.get('created', 'unknown date')[:10]}"
+
+# %% ../nbs/15_cli.ipynb #4c5b0067
 def info_rows(about:dict) -> list[tuple]: # rows of two
     "What there is to tell about a model file"
     made, files = about['metadata'], about['metadata'].get('files') or {}
@@ -726,7 +979,9 @@ def info_rows(about:dict) -> list[tuple]: # rows of two
     stage_1 = f"{vqvae['codebook_size']} codes at each of {vqvae['n_quantizers']} levels, {numbers['vqvae']:,} numbers"
     stage_2 = 'none yet: distill train-prior FOLDER MODEL'
     if prior: stage_2 = f"{prior['d_model']} wide, {prior['n_layers']} layers, {numbers['prior']:,} numbers"
-    return [*rows, ('Stage 1', stage_1), ('Stage 2', stage_2)]
+    rows += [('Stage 1', stage_1), ('Began', beginning(about['training_config'])), ('Stage 2', stage_2)]
+    if labels := (prior or {}).get('labels'): rows.append(('Labels', ', '.join(labels)))
+    return rows
 
 @command
 def info(model:Model, as_json:AsJson=False):
@@ -737,7 +992,7 @@ def info(model:Model, as_json:AsJson=False):
     for line in score_lines(about['metadata'].get('scores') or {}, about['vqvae_config']['codebook_size']): print(line)
     return about
 
-# %% ../nbs/15_cli.ipynb #4825562b
+# %% ../nbs/15_cli.ipynb #175c2cc7
 Recipes = option(Path, 'Learn this folder with the plain recipe and with ours.', metavar='FOLDER')
 BenchMinutes = option(float, 'How long each may take, in minutes.', callback=_positive)
 
@@ -749,7 +1004,7 @@ def bench(recipes:Recipes, minutes:BenchMinutes=5.0, seed:Seed=0, device:Device=
     print(table)
     return table.to_dict()
 
-# %% ../nbs/15_cli.ipynb #3208e652
+# %% ../nbs/15_cli.ipynb #90e6e369
 DEMO_NOTE = 'This folder was made by `distill demo`, which will write these files again: sounds/, demo.distill, demo.wav, demo.png.\n'
 
 def demo_folder(
@@ -765,7 +1020,7 @@ def demo_folder(
     (out/note).write_text(DEMO_NOTE, encoding='utf-8')
     return out
 
-# %% ../nbs/15_cli.ipynb #4ff84ac6
+# %% ../nbs/15_cli.ipynb #1bcc60d7
 def demo_picture(
     clip,        # the new sound
     collection,  # what the model has learned from, a `MelCollection`
@@ -787,7 +1042,7 @@ def demo_picture(
     figure.savefig(out, format='png', dpi=90)
     return write_atomically(path, out.getvalue())
 
-# %% ../nbs/15_cli.ipynb #beee7928
+# %% ../nbs/15_cli.ipynb #3675469d
 def demo_text(
     folder:Path, # of the demo
     scores:dict, # of `evaluate_model`
@@ -803,7 +1058,7 @@ Picture    {folder/'demo.png'}  (the new sound above some of the old)
 Model      {folder/'demo.distill'}
 Learned    {folder/'sounds'}  (80 sounds that Distill has made itself)"""
 
-# %% ../nbs/15_cli.ipynb #8702e8a9
+# %% ../nbs/15_cli.ipynb #9f1510a8
 DemoOut = option(Path, 'Where to put everything.', '--out', '-o', metavar='DIR')
 DemoMinutes = option(float, 'How long the learning may take, in minutes.', callback=_positive)
 
@@ -811,13 +1066,14 @@ DemoMinutes = option(float, 'How long the learning may take, in minutes.', callb
 def demo(out:DemoOut=Path('distill-demo'), minutes:DemoMinutes=3.0, device:Device=None, as_json:AsJson=False):
     "Make 80 sounds, learn them, make a new one and show it: the whole of Distill in a few minutes."
     from distill.evaluate import evaluate_model
-    from distill.pipeline import generate_clip
+    from distill.pipeline import ClipConfig, generate_clips
     from distill.synthesis import write_collection
     folder = demo_folder(out)
     with progress() as tell: sounds = write_collection(folder/'sounds', progress_callback=tell)
     answer, loaded, collection = learn(sounds, folder/'demo.distill', minutes, None, 0, device)
     with progress() as tell:
-        clip = generate_clip(loaded, sampling=sampling_settings(None, seed=0), progress_callback=part(tell, 0, 0.4))
+        cfg = ClipConfig(sampling=sampling_settings(seed=0))
+        clip, = generate_clips(loaded, cfg, progress_callback=part(tell, 0, 0.4))
         clip.save(folder/'demo.wav')
         demo_picture(clip, collection, folder/'demo.png')
         scores = evaluate_model(loaded, sounds, progress_callback=part(tell, 0.4, 1)).to_dict()
@@ -825,13 +1081,13 @@ def demo(out:DemoOut=Path('distill-demo'), minutes:DemoMinutes=3.0, device:Devic
     return dict(answer, sounds=str(sounds), sound=str(folder/'demo.wav'), picture=str(folder/'demo.png'),
                 evaluation=scores)
 
-# %% ../nbs/15_cli.ipynb #bdb410c1
+# %% ../nbs/15_cli.ipynb #bdb351e4
 def main():
     "The program `distill`"
     for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to fail
         with suppress(AttributeError): stream.reconfigure(errors='replace')
     app(prog_name='distill')
 
-# %% ../nbs/15_cli.ipynb #9b903cd5
+# %% ../nbs/15_cli.ipynb #e153904c
 #| eval: false
 if __name__ == '__main__': main() # python -m distill.cli

@@ -161,7 +161,7 @@ each_notebook = pytest.mark.parametrize('nb', NBS)
 @each_module
 def test_module(name):
     source = MODULES[name]
-    earlier = ORDER if name=='__init__' else ORDER[:ORDER.index(name)] if name in ORDER else []
+    earlier = ORDER if name in ('__init__', '__main__') else ORDER[:ORDER.index(name)] if name in ORDER else []
     assert not out_of_order(source, earlier), f'only these come before {name}: {earlier}'
     assert not forbidden(source)
     assert not eager(source, ['ipywidgets', 'anywidget'] if name=='panels' else []), 'import it inside the function'

@@ -36,7 +36,8 @@ def made(tmp_path_factory):
     copy = tmp_path_factory.mktemp('sync')
     shutil.copy(ROOT/'settings.ini', copy)
     shutil.copytree(ROOT/'nbs', copy/'nbs', ignore=shutil.ignore_patterns('_quarto.yml', 'nbdev.yml', '.*'))
-    (copy/'distill').mkdir(); shutil.copy(ROOT/'distill/__init__.py', copy/'distill')
+    (copy/'distill').mkdir()
+    for name in '__init__', '__main__': shutil.copy(ROOT/f'distill/{name}.py', copy/'distill')    # written by hand
     python('-c', MAKE, cwd=copy)
     return copy
 
