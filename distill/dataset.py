@@ -349,7 +349,20 @@ def _from_entry(entry, path, name):  # -> the report, (frames, bands); raises if
     reason, notes = Note(*facts.pop('reason')), tuple(Note(*n) for n in facts.pop('notes'))
     return FileReport(path, name, reason=reason, notes=notes, **facts), shape
 
-# %% ../nbs/03_dataset.ipynb #7e4de364
+# %% ../nbs/03_dataset.ipynb #633f5bc5
+def _transformed(wav, spectrogram):  # waveform (t,) or None -> the steps of its mel (f, m), its print
+    cfg = spectrogram.cfg
+    if wav is None: return np.zeros((0, cfg.n_mels), np.uint16), np.zeros(0, np.int16)
+    mel = _mel_in_pieces(spectrogram, wav)
+    return pack_mel(mel, cfg.log_floor), take_print(wav, mel, cfg)
+
+def _same_wav(report):  # the waveform of a file that has not changed since
+    if file_digest(report.path) != report.digest:
+        raise AudioError(f'{report.name}: changed or removed while it was learned from, and its spectrogram is gone from the cache: '
+                         'put the file back and go on from the last checkpoint')
+    return report.load()
+
+# %% ../nbs/03_dataset.ipynb #78c855b8
 IN_MEMORY_BYTES = 2 ** 28  # spectrograms that are kept as tensors; what goes beyond is read when needed
 
 class _MelReader:
@@ -366,7 +379,7 @@ class _MelReader:
         try: report, shape = _from_entry(entry, path, printable(path, folder))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             report = report_file(path, folder, min_seconds, True, digest)
-            packed, taken = self._make(report.wav)
+            packed, taken = _transformed(report.wav, self.spectrogram)
             if not (entry and self.cache.write('mels', key, _to_entry(report, packed, taken))): entry = None
             self.prints[path] = entry or taken
             report, self.wrote = replace(report, wav=None), True
@@ -377,34 +390,22 @@ class _MelReader:
         if report.used: self.mels[path] = self.hold(None, entry, report, shape)
         return report
 
-    def _make(self, wav):  # -> the steps of its mel (f, m), its print
-        cfg = self.spectrogram.cfg
-        if wav is None: return np.zeros((0, cfg.n_mels), np.uint16), np.zeros(0, np.int16)
-        mel = _mel_in_pieces(self.spectrogram, wav)
-        return pack_mel(mel, cfg.log_floor), take_print(wav, mel, cfg)
-
     def print_of(self, report):  # (t,) at 24 kHz
         there = self.prints[report.path]
         if isinstance(there, np.ndarray): return there
         try:
             with safe_open(there, 'np') as f: return f.get_tensor('print')
-        except (OSError, SafetensorError): return self._make(_same_wav(report))[1]
+        except (OSError, SafetensorError): return _transformed(_same_wav(report), self.spectrogram)[1]
 
     def hold(self, packed, entry=None, report=None, shape=None):  # -> a tensor while there is room, else a `StoredMel`
         frames, bands = shape or packed.shape
-        remake = lambda: self._make(_same_wav(report))[0]
+        remake = lambda: _transformed(_same_wav(report), self.spectrogram)[0]
         stored = StoredMel((bands, frames), self.spectrogram.cfg.log_floor, entry, None if entry else packed, remake)
         if self.room < 4 * frames * bands: return stored
         self.room -= 4 * frames * bands
         return stored.load() if packed is None else unpack_mel(packed, self.spectrogram.cfg.log_floor)
 
-def _same_wav(report):  # the waveform of a file that has not changed since
-    if file_digest(report.path) != report.digest:
-        raise AudioError(f'{report.name}: changed or removed while it was learned from, and its spectrogram is gone from the cache: '
-                         'put the file back and go on from the last checkpoint')
-    return report.load()
-
-# %% ../nbs/03_dataset.ipynb #85b739e6
+# %% ../nbs/03_dataset.ipynb #ba8dcb2d
 def _same_sounds(files, mels, reader):  # used reports, their mels -> [(position, position, coherence)]
     cache, cfg, digests = reader.cache, reader.spectrogram.cfg, [f.digest for f in files]
     first = {digest: i for i, digest in reversed([*enumerate(digests)])}
@@ -418,7 +419,7 @@ def _same_sounds(files, mels, reader):  # used reports, their mels -> [(position
         cache.write('same', key, json.dumps([(digests[i], digests[j], score) for i, j, score in found]).encode())
     return sorted((min(i, j), max(i, j), score) for i, j, score in found)
 
-# %% ../nbs/03_dataset.ipynb #ef4f488b
+# %% ../nbs/03_dataset.ipynb #e33d62ae
 class _Folder(NamedTuple):
     files: Collection    # with a note on each near-duplicate
     mels: list           # one per used file
@@ -441,13 +442,13 @@ def _read_folder(folder, spectrogram, progress_callback=None):
     copies = [(first[r.digest], i, 1.0) for i, r in enumerate(files.used) if first[r.digest] != i]
     return _Folder(replace(files, reports=reports), mels, group_files(len(mels), [*pairs, *copies]), reader)
 
-# %% ../nbs/03_dataset.ipynb #8732d10d
+# %% ../nbs/03_dataset.ipynb #26ac4ae5
 def _varispeed(wav, semitones, sample_rate):
     "Play it faster (and higher) or slower (and lower), as a tape does."
     out = soxr.resample(wav.numpy(), sample_rate * 2 ** (semitones / 12), sample_rate)
     return torch.from_numpy(out) if len(out) else wav
 
-# %% ../nbs/03_dataset.ipynb #6abf7ef3
+# %% ../nbs/03_dataset.ipynb #f463339d
 @dataclass(frozen=True, eq=False)
 class MelCollection:
     "A folder of sounds as log-mel spectrograms, split by file"
@@ -474,7 +475,7 @@ class MelCollection:
     @property
     def label_names(self) -> list: return sorted(set(self.labels) - {''})
 
-# %% ../nbs/03_dataset.ipynb #41510a08
+# %% ../nbs/03_dataset.ipynb #faf1fe29
 def label_files(
     names: list,  # paths inside the training folder, with forward slashes
 ) -> list:        # one label per file, '' where there is none
@@ -482,7 +483,7 @@ def label_files(
     labels = [name.split('/')[0] if '/' in name else '' for name in names]
     return labels if len({*labels} - {''}) > 1 else [''] * len(names)
 
-# %% ../nbs/03_dataset.ipynb #7fee9103
+# %% ../nbs/03_dataset.ipynb #50fc7257
 def _named_split(names, valid_names):
     "The split that holds out these names: of a model that goes on learning, or one that is evaluated."
     held = set(valid_names) & set(names)
@@ -491,7 +492,7 @@ def _named_split(names, valid_names):
                          "folder: has it changed? Use the folder that the model was made from")
     return Split([i for i, n in enumerate(names) if n not in held], [i for i, n in enumerate(names) if n in held])
 
-# %% ../nbs/03_dataset.ipynb #61ea4470
+# %% ../nbs/03_dataset.ipynb #b9251ce1
 def load_collection(
     folder,                              # a folder of sounds, searched with its sub-folders
     cfg: DatasetConfig = DatasetConfig(),
@@ -511,10 +512,10 @@ def load_collection(
         wav = files.used[i].load()
         for _ in range(cfg.speed_copies):
             copy = _varispeed(wav, rng.uniform(-1, 1) * cfg.speed_semitones, spectrogram.cfg.sample_rate)
-            copies.append(reader.hold(reader._make(copy)[0]))
+            copies.append(reader.hold(_transformed(copy, spectrogram)[0]))
     return MelCollection(files, mels, split, copies, cfg, spectrogram, groups)
 
-# %% ../nbs/03_dataset.ipynb #a8c06380
+# %% ../nbs/03_dataset.ipynb #a0b6afbd
 class Tier(NamedTuple):
     "How large a model suits a collection"
     name: str           # 'small', 'medium', 'large'
@@ -528,7 +529,7 @@ def pick_tier(n_files: int) -> Tier:
     "Up to 20 files, up to 100, or more"
     return next(tier for most, tier in TIERS if n_files <= most)
 
-# %% ../nbs/03_dataset.ipynb #28eb039a
+# %% ../nbs/03_dataset.ipynb #eb76d40a
 @dataclass(frozen=True)
 class Diagnosis:
     "What is in a folder, whether it is enough, and what would make it better"
@@ -564,7 +565,7 @@ class Diagnosis:
     def __str__(self): return '\n'.join([str(self.files), '', f'Verdict: {self.verdict}', *(f'- {o}' for o in self.advice)])
     def _repr_pretty_(self, p, cycle): p.text(str(self))
 
-# %% ../nbs/03_dataset.ipynb #bb8aab56
+# %% ../nbs/03_dataset.ipynb #e9f10382
 def _verdict(found):
     n, seconds, tier = found.n_sounds, found.seconds, found.tier
     if not found.files.reports: return 'there are no sound files here'
@@ -578,7 +579,7 @@ def _verdict(found):
     if n > 500: return words + '. More than 500 files take long to learn: consider a smaller, more coherent set'
     return words
 
-# %% ../nbs/03_dataset.ipynb #9cabd3ed
+# %% ../nbs/03_dataset.ipynb #89ad41ff
 _ADVICE = {
     'clipped': '{} clipped: the distortion will be learned as well. Record them again at a lower level, or leave them out',
     'band-limited': '{} without the highest tones: what is made of them sounds as dull. Look for the originals',
@@ -600,7 +601,7 @@ def _advice(files, groups):  # what would make the collection better, the most f
     found = sorted((kind for kind in counts if counts[kind]), key=lambda kind: -counts[kind])
     return [_ADVICE[kind].format(names(counts[kind])) for kind in found]
 
-# %% ../nbs/03_dataset.ipynb #8f689a83
+# %% ../nbs/03_dataset.ipynb #93b705f1
 def examine_folder(
     folder,                           # a folder of sounds, searched with its sub-folders
     spectrogram: AudioSpectrogram = None,
@@ -613,7 +614,7 @@ def examine_folder(
     for first, report in zip(found.groups, found.files.used): members.setdefault(first, []).append(report.name)
     return Diagnosis(found.files, [names for names in members.values() if len(names) > 1], training_seconds)
 
-# %% ../nbs/03_dataset.ipynb #b6df1d83
+# %% ../nbs/03_dataset.ipynb #6c3c3158
 def _show_lengths(files, ax):  # a dot per file
     kinds = {'used': [f for f in files.used if not f.notes], 'used, with a note': [f for f in files.used if f.notes],
              'not used': [f for f in files.skipped if f.seconds and math.isfinite(f.peak_db)]}
@@ -648,7 +649,7 @@ def show_diagnosis(
     axes[1].set_title('what was found', fontsize=9)
     return axes
 
-# %% ../nbs/03_dataset.ipynb #a2848bd9
+# %% ../nbs/03_dataset.ipynb #0def949e
 def cut_window(
     mel,         # one file (m, f)
     length: int, # frames
@@ -669,7 +670,7 @@ def cut_window(
     pad = (start, length - frames - start)
     return F.pad(mel, pad, value=floor), F.pad(torch.ones(frames, dtype=torch.bool), pad)
 
-# %% ../nbs/03_dataset.ipynb #1e6db7f4
+# %% ../nbs/03_dataset.ipynb #6686b538
 def random_change(
     n_mels: int,
     cfg: DatasetConfig,
@@ -687,13 +688,13 @@ def change_mel(mel, change, floor):  # (m, f), (m, 1) -> (m, f)
     "Add a change to a log-mel; silence stays silence"
     return torch.where(mel > floor + 1e-3, mel + change, mel).clamp(min=floor)
 
-# %% ../nbs/03_dataset.ipynb #3fc3044d
+# %% ../nbs/03_dataset.ipynb #6d5e2a04
 def mix_mels(a, b, floor):  # two log-mels (m, f) -> (m, f)
     "The log-mel of both sounds at once; silence adds nothing"
     a, b = (torch.where(x > floor + 1e-3, x, -math.inf) for x in (a, b))
     return (torch.logaddexp(2 * a, 2 * b) / 2).clamp(min=floor)
 
-# %% ../nbs/03_dataset.ipynb #07be194a
+# %% ../nbs/03_dataset.ipynb #0de8f0db
 class WindowBatch(NamedTuple):
     "Windows, and which of their frames hold sound"
     mel: torch.Tensor    # natural-log mels (b, 1, m, f)
@@ -701,7 +702,7 @@ class WindowBatch(NamedTuple):
 
     def to(self, device): return WindowBatch(*(x.to(device) for x in self))
 
-# %% ../nbs/03_dataset.ipynb #10b80afc
+# %% ../nbs/03_dataset.ipynb #ccce7415
 def _consecutive(mel, length, floor):
     "A file cut at 0, 1, 2… windows, the last padded with silence: how it is usually done"
     return [F.pad(p, (0, length - p.shape[-1]), value=floor) for p in mel.split(length, -1)]
@@ -714,7 +715,7 @@ def _sources(collection):  # what windows are cut from: [(position of the file, 
     return [(i, piece) for i, mel in whole
             for piece in _consecutive(mel, cfg.window_frames, collection.spectrogram.cfg.log_floor)]
 
-# %% ../nbs/03_dataset.ipynb #49ebb0e1
+# %% ../nbs/03_dataset.ipynb #ec3b8b39
 class MelWindows:
     "An endless supply of augmented training windows"
     def __init__(
