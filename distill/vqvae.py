@@ -8,7 +8,7 @@ __all__ = ['STRIDE', 'SEARCH_RATE', 'SEARCH_BLOCK', 'SEARCH_MARGIN', 'latent_sha
            'QuantizerWrapper', 'MelNorm', 'VQOutput', 'ConvVQVAE', 'codes_to_embeddings', 'vqvae_loss', 'search_codes',
            'reconstruct_mel', 'reconstruction_l1', 'plain_vqvae_config']
 
-# %% ../nbs/04_vqvae.ipynb #bfc86916
+# %% ../nbs/04_vqvae.ipynb #d112dece
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import ResidualVQ
+from .dataset import pick_tier
 
 # %% ../nbs/04_vqvae.ipynb #f720f0ff
 STRIDE = 16  # one column of the grid is 16 frames, one band 16 mel bins: four halvings
@@ -57,15 +58,15 @@ class VQVAEConfig:
         for name, high in (('dropout', 0.9), ('decay', 0.9999), ('quantizer_warmup', 0.9)):
             if not 0 <= getattr(self, name) <= high: raise ValueError(f'{name}={getattr(self, name)}: expected 0 to {high}')
 
-# %% ../nbs/04_vqvae.ipynb #08a274e1
+# %% ../nbs/04_vqvae.ipynb #dd35f3d9
 def get_adaptive_vqvae_config(
     n_files: int,  # usable files in the collection
     **overrides,   # any field of `VQVAEConfig`
 ) -> VQVAEConfig:
     "A codebook that suits the size of the collection"
     if n_files < 1: raise ValueError(f'n_files={n_files}: expected at least 1')
-    size, levels = (64, 4) if n_files <= 20 else (128, 4) if n_files <= 100 else (256, 8)
-    return VQVAEConfig(**{'codebook_size': size, 'n_quantizers': levels, **overrides})
+    tier = pick_tier(n_files)
+    return VQVAEConfig(**{'codebook_size': tier.codebook_size, 'n_quantizers': tier.n_quantizers, **overrides})
 
 # %% ../nbs/04_vqvae.ipynb #a0f2c1ae
 def _block(conv, cfg):

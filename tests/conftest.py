@@ -1,11 +1,12 @@
 "What all tests share: the `--slow` option, one thread per process, and the things that are not on every machine."
-import os, shutil
+import os, shutil, tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')    # two processes with one thread each beat one with two
 os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ.setdefault('DISTILL_CACHE', str(Path(tempfile.gettempdir())/'distill-test-cache'))    # not the user's own
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'msedge',
