@@ -272,7 +272,7 @@ def check_target_folder(
     check_target(path/'.distill')
     return path
 
-# %% ../nbs/15_cli.ipynb #dc3b6a56
+# %% ../nbs/15_cli.ipynb #b98f1247
 def wrong_out(message:str): return typer.BadParameter(message, param_hint="'--out' / '-o'")
 
 def model_target(
@@ -296,7 +296,8 @@ def sound_target(
     from distill.audio import AudioError, encode_sound
     if not path.suffix and not path.is_dir(): path = path.with_name(path.name + '.wav')
     if not path.is_dir():
-        try: encode_sound(torch.zeros(2048), path.suffix.lower(), sample_rate or 48_000, bit_depth or 16) # would it work?
+        try: # would it work?
+            encode_sound(torch.zeros(2048), path.suffix.lower(), sample_rate or 48_000, bit_depth or 16)
         except AudioError as e: raise wrong_out(f'{path.name}: {e}') from None
     return check_target(path, inputs)
 
@@ -565,7 +566,7 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
             keep_or_drop(loaded, target, stop, before)
     return fit_report(loaded, ready.collection, target, stop)
 
-# %% ../nbs/15_cli.ipynb #b66cd731
+# %% ../nbs/15_cli.ipynb #535bd44f
 def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writable
     "The file of a base model to write"
     if path.suffix not in ('', '.safetensors'): raise wrong_out(f'{path.name}: let it end in .safetensors.')
@@ -578,13 +579,14 @@ def base_lines(about:dict, target:Path, default:Path) -> list[str]: # lines
     return [f"Files    {about['recordings']} recordings, {clock(about['seconds'])} of sound, "
             f"and {about['synthesised']} synthesised sounds",
             f'Likeness {l1:.3f} nats (about {decibels(l1):.1f} dB) away from recordings it was never shown; '
-            'lower is closer' if is_number(l1) else 'Likeness not measured: there was too little training, give it more',
+            'lower is closer' if is_number(l1) else 'Likeness not measured: there was too little training',
             f"Model    {target} ({megabytes:.1f} MB), {about['steps']} steps, {trained} of training",
             f'Next     {"" if there else f"copy it to {default}: "}`distill fit` starts from it']
 
-# %% ../nbs/15_cli.ipynb #e9dc6668
-BaseOut = option(Path, 'The base model to write; .safetensors is added when it has no ending.', '--out', '-o', metavar='FILE')
-LongMinutes = option(Optional[float], 'How long the training may take, in minutes; 60 when nothing is given.', callback=_positive)
+# %% ../nbs/15_cli.ipynb #3b9c49a1
+BaseOut = option(Path, 'The base model to write; .safetensors is added when it has no ending.',
+                 '--out', '-o', metavar='FILE')
+LongMinutes = option(Optional[float], 'How long it may take, in minutes; 60 when nothing is given.', callback=_positive)
 Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer.', min=1, max=100_000_000)
 BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
 
@@ -721,39 +723,39 @@ def remake_clip(model, sidecar, out, prompt, any_model, form, device):
     save_clip(clip, target, form)
     return dict(files=[clip_line(clip, target)], settings=clip.settings, **form)
 
-# %% ../nbs/15_cli.ipynb #08c10895
+# %% ../nbs/15_cli.ipynb #a39baf6c
 ClipOut = option(Path, 'A .wav, .flac, .ogg or .mp3 file; a folder with --count.', '--out', '-o', metavar='FILE|DIR')
 Duration = option(Optional[str], 'Seconds, or auto: the sound ends where the model ends it; 10 when not given.',
                   metavar='S|auto', callback=_duration)
-Stitch = option(Optional[str], 'continue, in one go, or crossfade, independent pieces faded into each other; continue when not given.',
+Stitch = option(Optional[str], 'continue, the default: in one go; crossfade: independent pieces, faded into each other.',
                 callback=_one_of('continue', 'crossfade'))
-Overlap = option(Optional[float], 'With --stitch crossfade: how long the fades are, in milliseconds; 50 when not given.',
+Overlap = option(Optional[float], 'With --stitch crossfade: milliseconds of each fade; 50 when not given.',
                  min=0, max=200, callback=_finite)
 Label = option(Optional[str], 'A class of sound that the model knows; `distill info` lists them.', metavar='NAME')
 Loop = option(bool, 'The end runs into the start.', '--loop')
 Prompt = option(Optional[Path], 'A sound to go on from: the new one begins with it.', metavar='FILE')
-PromptSeconds = option(Optional[float], 'How much of the beginning of the prompt to use; all when not given.', callback=_positive)
+PromptSeconds = option(Optional[float], 'How much of the beginning of it to use; all when not given.', callback=_positive)
 Count = option(Optional[int], 'How many files; more than one go into the folder DIR.', min=1, max=100_000)
 ClipSeed = option(Optional[int], 'The same seed gives the same sound; by default a new one.', min=0, max=TOP_SEED)
 Sidecar = option(Optional[Path], 'The .json file beside a clip: makes that clip again.', '--from-sidecar', metavar='FILE')
-AnyModel = option(bool, 'With --from-sidecar: also when MODEL is not, or is no longer, the model that made it.', '--any-model')
+AnyModel = option(bool, 'With --from-sidecar: also with another model than the one that made it.', '--any-model')
 
-# %% ../nbs/15_cli.ipynb #aadf2490
-def level_option(what, check): return option(Optional[str], what, metavar='N[,N…]', callback=check)
+# %% ../nbs/15_cli.ipynb #f8ffe7dd
+def level_option(what, *number): return option(Optional[str], what, metavar='N[,N…]', callback=_levels(_number(*number)))
 
-Preset = option(Optional[str], 'Settings by name: default, greedy, creative, or one of your own (`distill presets`).', metavar='NAME')
-Temperature = level_option('Above 1 more surprising, below 1 safer; 1 when not given.', _levels(_number(float, 0.1, 2)))
-TopK = level_option('Choose among the K likeliest codes; 0, the default, is off.', _levels(_number(int, 0, 512)))
-TopP = level_option('Choose among the likeliest codes of this probability; 0 is off, 0.9 when not given.', _levels(_number(float, 0, 1)))
-MinP = level_option('Leave out codes less likely than this share of the likeliest; 0, the default, is off.', _levels(_number(float, 0, 1)))
-TypicalP = level_option('Choose among the most typical codes of this probability; 0, the default, is off.', _levels(_number(float, 0, 1)))
-Argmax = option(Optional[str], 'yes: always the likeliest code, nothing left to chance; yes,yes,no: for the coarse levels.',
+Preset = option(Optional[str], 'Settings by name: default, greedy, creative, or your own (see presets).', metavar='NAME')
+Temperature = level_option('Above 1 more surprising, below 1 safer; 1 when not given.', float, 0.1, 2)
+TopK = level_option('Choose among the K likeliest codes; 0, the default, is off.', int, 0, 512)
+TopP = level_option('Choose among the likeliest codes of this probability; 0: off; 0.9 when not given.', float, 0, 1)
+MinP = level_option('Leave out codes less likely than this share of the likeliest; 0, the default, is off.', float, 0, 1)
+TypicalP = level_option('Choose among the most typical codes of this probability; 0, the default, is off.', float, 0, 1)
+Argmax = option(Optional[str], 'yes: always the likeliest code; yes,yes,no: at the coarse levels.',
                 metavar='yes|no[,…]', callback=_levels(_yes_or_no))
 Gumbel = option(bool, 'Draw with Gumbel noise: the same chances, another use of the seed.', '--gumbel')
-Penalty = level_option('Above 1, codes that were just used become less likely; 1, the default, is off.', _levels(_number(float, 1, 2)))
-PenaltyContext = option(Optional[int], 'How many codes of each level the penalty looks back on; 64 when not given.', min=1, max=65_536)
+Penalty = level_option('Above 1, codes that were just used become less likely; 1, the default, is off.', float, 1, 2)
+PenaltyContext = option(Optional[int], 'How many codes of a level it looks back on; 64 when not given.', min=1, max=65_536)
 
-# %% ../nbs/15_cli.ipynb #c568f7fb
+# %% ../nbs/15_cli.ipynb #c7dd62f4
 def make_new(model, out, prompt, count, ending, preset, chance, asked, form, device):
     "Make new clips and write them; what `generate` answers"
     from distill.model import load_model
@@ -761,17 +763,18 @@ def make_new(model, out, prompt, count, ending, preset, chance, asked, form, dev
         raise typer.BadParameter('there is no --prompt to take so many seconds of.', param_hint="'--prompt-seconds'")
     cfg = clip_settings(sampling_settings(preset, **chance), **asked)
     if asked['overlap_ms'] is not None and cfg.stitch == 'continue':
-        print('note: nothing is faded into each other without --stitch crossfade, so --overlap-ms does nothing', file=sys.stderr)
+        print('note: --overlap-ms does nothing without --stitch crossfade', file=sys.stderr)
     inputs = tuple(filter(None, (model, prompt)))
     targets = clip_targets(out, count, model.stem, ending, cfg.sampling.seed, inputs=inputs, **form)
     wav = read_prompt(prompt)
     return dict(files=make_clips(load_model(model, device), cfg, targets, form, wav), settings=cfg.to_dict(), **form)
 
-# %% ../nbs/15_cli.ipynb #f71dd266
+# %% ../nbs/15_cli.ipynb #964d79e2
 @command
 def generate(
-    model:Model, out:ClipOut, duration:Duration=None, seed:ClipSeed=None, count:Count=None, label:Label=None, prompt:Prompt=None,
-    prompt_seconds:PromptSeconds=None, loop:Loop=False, stitch:Stitch=None, overlap_ms:Overlap=None, preset:Preset=None,
+    model:Model, out:ClipOut, duration:Duration=None, seed:ClipSeed=None, count:Count=None, label:Label=None,
+    prompt:Prompt=None, prompt_seconds:PromptSeconds=None, loop:Loop=False, stitch:Stitch=None,
+    overlap_ms:Overlap=None, preset:Preset=None,
     temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None, typical_p:TypicalP=None,
     repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None, gumbel:Gumbel=False,
     from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending='wav', sample_rate:SampleRate=None,
@@ -780,8 +783,9 @@ def generate(
     "Make new sound with MODEL, and beside each file a small JSON file that says how it was made."
     asked = dict(duration=duration, label=label, prompt_seconds=prompt_seconds, loop=loop or None, stitch=stitch,
                  overlap_ms=overlap_ms)
-    chance = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, argmax=argmax,
-                  repetition_penalty=repetition_penalty, penalty_context=penalty_context, gumbel=gumbel or None, seed=seed)
+    chance = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+                  repetition_penalty=repetition_penalty, penalty_context=penalty_context, argmax=argmax,
+                  gumbel=gumbel or None, seed=seed)
     form = dict(sample_rate=sample_rate, bit_depth=bit_depth)
     if from_sidecar:
         refuse_changes(count=count, preset=preset, **asked, **chance)
@@ -813,18 +817,18 @@ def list_presets(as_json:AsJson=False):
     print(columns([(name, preset_line(cfg)) for name, cfg in found.items()]))
     return dict(presets={name: cfg.to_dict() for name, cfg in found.items()})
 
-# %% ../nbs/15_cli.ipynb #3c4f4523
+# %% ../nbs/15_cli.ipynb #2f683849
 @partial(command, group=presets, name='save')
 def save_preset(
-    name:PresetName, preset:Preset=None, temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None,
-    typical_p:TypicalP=None, repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None,
-    gumbel:Gumbel=False, seed:ClipSeed=None, as_json:AsJson=False,
+    name:PresetName, preset:Preset=None, temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None,
+    min_p:MinP=None, typical_p:TypicalP=None, repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None,
+    argmax:Argmax=None, gumbel:Gumbel=False, seed:ClipSeed=None, as_json:AsJson=False,
 ):
     "Keep settings as NAME, in place of what had that name; with --preset, a changed copy of another."
     from distill.sampling import save_preset
-    cfg = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
-                  repetition_penalty=repetition_penalty, penalty_context=penalty_context, argmax=argmax,
-                  gumbel=gumbel or None, seed=seed)
+    cfg = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                  typical_p=typical_p, repetition_penalty=repetition_penalty, penalty_context=penalty_context,
+                  argmax=argmax, gumbel=gumbel or None, seed=seed)
     path = save_preset(name, cfg)
     print(f'{name}: {preset_line(cfg)}')
     return dict(name=name, file=str(path), settings=cfg.to_dict())
