@@ -238,13 +238,13 @@ def _read_checkpoint(path):
         return _from_json(json.loads(about['state']), tensors) if whole else None
     except (OSError, KeyError, safetensors.SafetensorError, UnicodeDecodeError): return None
 
-# %% ../nbs/05_training.ipynb #be1211f4
+# %% ../nbs/05_training.ipynb #2cd11d24
 class Checkpoints:
     "A folder with the states of one training run, from which it goes on after it was interrupted"
     def __init__(
         self,
         folder,
-        every_seconds: float = 30.0,  # between two; one is written at each validation as well
+        every_seconds: float = 30.0,  # between two, or more if writing is slow; 0: after every step
         keep: int = 3,                # of the last ones, besides the best
         resume: bool = True,          # go on from the newest; False: remove what is there and start anew
         about: dict = None,           # what the run is made of: another `about` is refused
@@ -424,20 +424,25 @@ class _Run:
 
 def _copy(weights): return {k: v.detach().clone() for k, v in weights.items()}
 
-# %% ../nbs/05_training.ipynb #f59c2f7e
+# %% ../nbs/05_training.ipynb #c4b9e077
 def _agree(run, loss, asked):  # the mean loss over all processes, and whether any was asked to stop
     "What is due after this step, the same for all processes: the first one looks at the clock"
     steps, cost = run.result.steps + 1, run.costs
     at = lambda ahead: run.budget.fraction(steps, ahead)
     over = at(cost['step'] + cost['look'] + cost['save']) >= 1
     look = over or (at(0) >= run.next_look and at(2 * cost['look']) < 1)
-    save = run.checkpoints is not None and run.budget.seconds - run.saved >= run.checkpoints.every_seconds
+    save = run.checkpoints is not None and (over or run.budget.seconds - run.saved >= _pause(run, look))
     words, n = [loss.item(), asked, at(0), over, look, save], run.accelerator.num_processes
     if n > 1:
         mine = words if run.main else [*words[:2], 0, 0, 0, 0]
         words = together(torch.tensor(mine, dtype=torch.float64)).tolist()
     run.fraction, run.over, run.look_due, run.save_due = words[2], *map(bool, words[3:])
     return words[0] / n, bool(words[1])
+
+def _pause(run, look):
+    "Seconds between checkpoints: writing them never takes more than a twentieth of the time, or a tenth at validations"
+    seconds, cost = run.checkpoints.every_seconds, run.costs['save']
+    return min(seconds, 10 * cost) if look else seconds and max(seconds, 20 * cost)
 
 # %% ../nbs/05_training.ipynb #51a20fe6
 def _look(run, loss):
@@ -560,7 +565,7 @@ def train(
             if progress_callback and run.main: progress_callback(min(1.0, max(run.fraction, run.over)), _progress_text(run, value))
     return _finish(run)
 
-# %% ../nbs/05_training.ipynb #13f95791
+# %% ../nbs/05_training.ipynb #63f17734
 def _start(run):
     _resume(run)
     of = dict(steps=run.budget.steps) if run.budget.steps else dict(minutes=run.budget.minutes)
@@ -569,9 +574,12 @@ def _start(run):
 
 def _look_and_save(run, loss, asked):
     "After a step: whatever is due"
-    if asked and not run.look_due: _save(run)                        # before a look out of turn
-    if asked or run.look_due: _look(run, loss)
-    if run.look_due or (run.save_due and not asked): _save(run)
+    if asked and not run.look_due:
+        _save(run)
+        _look(run, loss)                                             # out of turn
+    else:
+        if run.look_due: _look(run, loss)
+        if run.save_due or asked or run.result.stopped: _save(run)
     if asked: run.result.stopped = 'asked to'
     if run.budget.seconds - run.told >= 1:
         run.told = run.budget.seconds

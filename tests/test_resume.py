@@ -20,7 +20,7 @@ def digest(model):
     return h.hexdigest()
 
 
-def fit(sounds, checkpoints, seconds=0.05, steps=STEPS, progress=None, should_stop=lambda: False, on_event=None):
+def fit(sounds, checkpoints, seconds=0, steps=STEPS, progress=None, should_stop=lambda: False, on_event=None):
     kept = Checkpoints(checkpoints, every_seconds=seconds)
     return train_vqvae(load_collection(sounds), NETWORK, CONFIG, Budget(steps=steps), 'cpu', progress, should_stop,
                        checkpoints=kept, on_event=on_event)

@@ -119,6 +119,16 @@ def test_a_rollback_survives_a_kill(tmp_path):
     assert len(wanted.notes) == 2 and wanted.history[-1]['rollbacks'] == 2
 
 
+def test_an_explosion_survives_a_kill(tmp_path):
+    "Killed when the loss had been too high for two steps: the third is the third"
+    class Explodes(Curve):
+        def forward(self, batch): return super().forward(batch) * (1000 if 20 <= self.seen < 24 else 1)
+    straight, wanted = run(curve=Explodes())
+    with pytest.raises(Killed): run(curve=Explodes(), checkpoints=Checkpoints(tmp_path, 0), should_stop=after(22, Killed()))
+    resumed, result = run(curve=Explodes(), checkpoints=Checkpoints(tmp_path, 0))
+    assert result.notes == wanted.notes and 'has grown from' in wanted.notes[0] and same(straight, resumed)
+
+
 def test_damaged_ones_are_passed_over(tmp_path):
     straight, _ = run()
     run(checkpoints=Checkpoints(tmp_path, 0), should_stop=after(25, None))
@@ -206,8 +216,8 @@ def test_the_seconds_before_count(tmp_path):
     began, events = time.perf_counter(), []
     first, took = part(should_stop=lambda: time.perf_counter() - began > 2.5)
     second, left = part(on_event=events.append)
-    assert events[0]['step'] == first.steps < second.steps and 2.5 <= took < 3.5
-    assert left < 2 and 3.7 < took + left < 4.6 and 3.7 <= second.seconds <= 4.2
+    assert events[0]['step'] == first.steps < second.steps and 2.5 <= took < 4
+    assert left < 3 and 3.5 < took + left < 5.5 and 3.5 <= second.seconds <= 4.3
 
 
 # --- faults
