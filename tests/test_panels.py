@@ -10,11 +10,11 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from distill import panels
 from distill.audio import FORMATS, load_audio, read_audio
 from distill.model import LoadedVQModel
-from distill.panels import (Job, SamplingControls, SaveRow, SeedRow, as_html, bits_for, checked_name, free_path,
-                            generate_panel, in_words, rates_for, save_take)
-from distill.pipeline import Clip, generate_clip
+from distill.panels import (Job, SamplingControls, SaveRow, SeedRow, SoundControls, as_html, bits_for, checked_name, free_path,
+                            generate_panel, in_words, levels_text, parse_levels, rates_for, save_take)
+from distill.pipeline import Clip, regenerate
 from distill.prior import CodePrior, PriorConfig
-from distill.sampling import PRESETS, SamplingConfig, Stopped
+from distill.sampling import PER_LEVEL, PRESETS, SamplingConfig, Stopped, save_preset
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
 from distill.vqvae import ConvVQVAE, VQVAEConfig
 
@@ -35,7 +35,7 @@ def loaded():
 @pytest.fixture
 def panel(loaded, tmp_path):
     panel = generate_panel(loaded, tmp_path)
-    panel.duration.value = 1
+    panel.sound.duration.value = 1
     yield panel
     panel.stop()
     assert panel.wait(10)
@@ -109,11 +109,12 @@ def test_job_is_over_whatever_happens():
 # --- controls
 def test_ranges_and_defaults(panel):
     "As the contract has them."
-    knobs = dict(panel.sampling.knobs, duration=panel.duration, crossfade=panel.crossfade)
+    knobs = dict(panel.sampling.knobs, duration=panel.sound.duration, crossfade=panel.sound.crossfade)
     assert {name: (k.min, k.max, k.value) for name, k in knobs.items() if name!='duration'}==dict(
-        temperature=(.1, 2., 1.), top_p=(0., 1., .9), top_k=(0, 32, 0), repetition_penalty=(1., 1.5, 1.), crossfade=(0, 200, 50))
-    assert (panel.duration.min, panel.duration.max, panel.crossfade.step)==(1, 30, 10)
-    assert generate_panel(panel.loaded).duration.value==10
+        temperature=(.1, 2., 1.), top_p=(0., 1., .9), top_k=(0, 32, 0), repetition_penalty=(1., 2., 1.), min_p=(0., 1., 0.),
+        typical_p=(0., 1., 0.), penalty_context=(1, 65_536, 64), crossfade=(0, 200, 50))
+    assert (panel.sound.duration.min, panel.sound.duration.max, panel.sound.crossfade.step)==(1, 30, 10)
+    assert generate_panel(panel.loaded).sound.duration.value==10
 
 
 @pytest.mark.parametrize('codes, most', [(2, 2), (128, 128), (512, 512), (4096, 512)])
@@ -133,13 +134,92 @@ def test_presets(first, second):
     assert all(k.disabled==want.argmax for k in controls.knobs.values())
 
 
-@pytest.mark.parametrize('knob, value', [('temperature', .5), ('top_p', .3), ('top_k', 7), ('repetition_penalty', 1.3)])
+@pytest.mark.parametrize('knob, value', [('temperature', .5), ('top_p', .3), ('top_k', 7), ('repetition_penalty', 1.3), ('min_p', .1), ('typical_p', .8),
+                                         ('penalty_context', 9)])
 def test_a_turned_knob_makes_it_ones_own(knob, value):
     controls = SamplingControls(512)
     controls.choose('creative')
     controls.knobs[knob].value = value
     assert controls.preset.value=='own'
     assert replace(controls.config(), seed=None)==replace(SamplingConfig.creative(), **{knob: value})
+
+
+@pytest.mark.parametrize('draw, want', [('chance', {}), ('gumbel', dict(gumbel=True)), ('argmax', dict(argmax=True))])
+def test_ways_to_draw(draw, want):
+    controls = SamplingControls(512)
+    controls.choose('creative')
+    controls.draw.value = draw
+    assert replace(controls.config(), seed=None)==replace(SamplingConfig.creative(), **want)
+    assert controls.preset.value==('creative' if draw=='chance' else 'own') and controls.knobs['top_p'].disabled==(draw=='argmax')
+
+
+@given(st.fixed_dictionaries({}, optional=dict(
+    temperature=st.lists(st.sampled_from([.1, .7, 1., 2.]), min_size=1), top_k=st.lists(st.integers(0, 512), min_size=1),
+    min_p=st.lists(st.sampled_from([0., .05, 1.]), min_size=1), argmax=st.lists(st.booleans(), min_size=1))))
+def test_what_is_written_per_level_is_read_again(values):
+    values = {name: tuple(o) for name, o in values.items()}
+    assert parse_levels(levels_text(SamplingConfig(**values)))==values and set(values) <= set(PER_LEVEL)
+
+
+@pytest.mark.parametrize('text', ['seed 1, 2', 'gumbel yes', 'top_k 1.5', 'temperature', 'temperature 1,', 'argmax 1', 'min_p -1, 0', 'x'])
+def test_levels_that_make_no_sense(panel, text):
+    "Said at once, and again instead of a take."
+    panel.sampling.levels.value = text
+    assert 'distill-error' in panel.sampling.note.value
+    panel.go.click()
+    assert not panel.job.running and isinstance(panel.error, ValueError) and 'distill-error' in panel.status.value and not panel.go.disabled
+    panel.sampling.levels.value = ''
+    assert 'distill-error' not in panel.sampling.note.value
+    take(panel)
+
+
+def test_more_levels_than_the_model_has(panel):
+    panel.sampling.levels.value = 'temperature 1, 1, 1'
+    panel.go.click()
+    assert panel.wait(20) and 'leave out the last 1' in panel.status.value
+
+
+def test_presets_of_ones_own(monkeypatch, tmp_path):
+    "All of a preset is shown, what differs from level to level, too."
+    monkeypatch.setenv('DISTILL_HOME', str(tmp_path))
+    mine = SamplingConfig(temperature=(.7, 1.), min_p=.05, typical_p=.8, repetition_penalty=1.7, penalty_context=9, gumbel=True, seed=5)
+    save_preset('own', mine)    # a name that means something else here
+    (tmp_path/'presets'/'bad.json').write_text('{', encoding='utf-8')
+    controls = SamplingControls(512)
+    controls.preset.value = 'saved own'
+    assert controls.config()==mine and controls.preset.value=='saved own' and not controls.seed.fresh.value
+    controls.preset.value = 'saved bad'
+    assert 'mend or delete' in controls.note.value and controls.config()==mine
+    controls.preset.value = 'panel'
+    assert replace(controls.config(), seed=None)==SamplingConfig(top_p=.9)
+
+
+# --- what sound is asked for
+def test_what_does_not_go_together_is_off():
+    "Whatever is clicked, what is asked for is possible."
+    controls = SoundControls(['a', 'b'])
+    fields = [(controls.until_end, (True, False)), (controls.loop, (True, False)), (controls.stitch, ('crossfade', 'continue'))]
+    for order in itertools.product([(f, v) for f, values in fields for v in values], repeat=4):
+        for field, value in order:
+            if not field.disabled: field.value = value
+            cfg = controls.config(SamplingConfig())    # raises what cannot be
+            assert controls.crossfade.disabled==(cfg.stitch=='continue') and controls.duration.disabled==(cfg.duration_s is None)
+
+
+def test_kinds_of_sound(loaded):
+    assert generate_panel(loaded).sound.label not in everything(generate_panel(loaded))    # none to choose from
+    cfg = replace(loaded.prior_config, labels=('bells', 'drums'))
+    panel = generate_panel(replace(loaded, prior=CodePrior(cfg).eval(), prior_config=cfg))
+    panel.sound.label.value, panel.sound.duration.value = 'drums', 1
+    take(panel)
+    assert panel.clip.settings['label']=='drums' and panel.sound.label in everything(panel)
+
+
+def test_until_it_ends_and_loops(panel):
+    panel.sound.until_end.value = True
+    assert len(take(panel))==round(48_000*panel.clip.seconds) and panel.clip.settings['duration_s'] is None and not panel.player.loop
+    panel.sound.until_end.value, panel.sound.loop.value = False, True
+    assert len(take(panel))==48_000 and panel.clip.settings['loop'] and panel.player.loop
 
 
 def test_seed():
@@ -244,7 +324,8 @@ def test_a_typed_name_stays(clip, tmp_path):
 
 # --- the panel
 def test_take(panel, tmp_path):
-    panel.sampling.knobs['temperature'].value, panel.crossfade.value, panel.duration.value = .7, 120, 2.5
+    panel.sampling.knobs['temperature'].value, panel.sound.crossfade.value, panel.sound.duration.value = .7, 120, 2.5
+    panel.sampling.levels.value = 'min-p 0.1, 0'
     said = []
     panel.status.observe(lambda change: said.append(change.new), 'value')
     wav = take(panel)
@@ -254,7 +335,8 @@ def test_take(panel, tmp_path):
     path = panel.saving.save()
     about = json.loads(path.with_name(f'{path.name}.json').read_text(encoding='utf-8'))
     assert about['sampling']['temperature']==.7 and (about['duration_s'], about['overlap_ms'])==(2.5, 120)
-    again = generate_clip(panel.loaded, about['duration_s'], about['overlap_ms'], SamplingConfig.from_dict(about['sampling']))
+    assert about['sampling']['min_p']==[.1, 0]
+    again = regenerate(panel.loaded, path.with_name(f'{path.name}.json'))
     assert torch.equal(again.wav, wav)    # the sidecar is enough to make it again
     assert (load_audio(path).wav - wav).abs().max() < 1e-4
 
@@ -286,7 +368,7 @@ def test_buttons_follow_the_work(panel, monkeypatch):
 def test_stop(panel):
     "Within half a second, wherever it is; the last take stays."
     take(panel)
-    last, panel.duration.value = panel.clip, 30
+    last, panel.sound.duration.value = panel.clip, 30
     for fraction in (0, .3, .75):
         panel.go.click()
         while panel.progress.value < fraction and panel.job.running: time.sleep(.005)
@@ -299,7 +381,7 @@ def test_stop(panel):
 def test_progress_after_stop_is_not_shown(panel, monkeypatch):
     "What was on its way when Stop was clicked does not cover up that it was heard."
     go = threading.Event()
-    def slow(loaded, sampling, duration_s, overlap_ms, progress_callback, should_stop):
+    def slow(loaded, cfg, progress_callback, should_stop):
         go.wait(10)
         progress_callback(.5, 'Generating chunk 2/4…')
         raise Stopped('enough')
@@ -332,7 +414,7 @@ def test_without_a_prior(loaded):
 @pytest.mark.parametrize('name', [None, '', '<script>alert(1)</script>', '../../x', 'ä'*300, 7])
 def test_names_of_models(loaded, name, tmp_path):
     panel = generate_panel(replace(loaded, metadata={} if name is None else dict(name=name)), tmp_path)
-    panel.duration.value = 1
+    panel.sound.duration.value = 1
     take(panel)
     assert panel.saving.save().parent==tmp_path
     assert all('<script' not in o.value for o in everything(panel) if isinstance(o, widgets.HTML))
