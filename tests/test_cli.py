@@ -15,7 +15,8 @@ import distill.cli as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUTF8='1', OMP_NUM_THREADS='1')
-COMMANDS = 'demo doctor fit train train-prior generate encode decode reconstruct evaluate info bench'.split()
+COMMANDS = 'demo doctor fit train train-prior pretrain generate encode decode reconstruct evaluate info bench'.split()
+PRESETS = 'list', 'save', 'remove'
 SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16)), prior=dict(d_model=32, n_heads=2, n_layers=1))
 
 
@@ -93,7 +94,7 @@ def test_help_is_fast_and_imports_nothing_heavy():
 
 def test_help_names_every_command_demo_first():
     text = run('--help').stdout
-    places = [text.index(f' {c} ') for c in COMMANDS]
+    places = [text.index(f' {c} ') for c in [*COMMANDS, 'presets']]
     assert min(places)==places[0]
 
 
@@ -101,6 +102,17 @@ def test_help_names_every_command_demo_first():
 def test_every_command_has_help_and_json(name):
     done = run(name, '--help')
     assert done.exit_code==0 and '--json' in done.stdout
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_presets_have_help_and_json(name):
+    done = run('presets', name, '--help')
+    assert done.exit_code==0 and '--json' in done.stdout
+
+
+def test_python_m_distill():
+    done = subprocess.run([sys.executable, '-m', 'distill', '--version'], capture_output=True, text=True, encoding='utf-8', env=ENV)
+    assert done.returncode==0 and done.stdout.startswith('distill ')
 
 
 def test_version():
@@ -141,9 +153,8 @@ def test_fit_json(w, tmp_path):
     assert report('info', tmp_path/'a.distill')['training_config']['seed']==5
 
 
-def test_too_little_training_is_said(w, tmp_path):
-    done = run('train', w.sounds, '-o', tmp_path/'a', '--epochs', 1)    # one step: not even codes
-    assert done.exit_code==0 and 'Likeness not measured' in done.stdout
+@pytest.mark.parametrize('l1', [None, float('nan'), float('inf')])
+def test_too_little_training_is_said(l1): assert 'Likeness not measured' in cli.score_lines(dict(log_mel_l1=l1), 64)[0]
 
 
 def test_train_then_train_prior(w, tmp_path):
@@ -157,6 +168,47 @@ def test_train_then_train_prior(w, tmp_path):
     report('train-prior', w.sounds, model, '--epochs', 1)
     assert report('info', model)['prior_config']
     report('generate', model, '-o', tmp_path/'a.wav', '--duration', 0.5)
+
+
+def test_from_scratch_leaves_the_base_model_out(w, tmp_path, monkeypatch):
+    import distill.fitting
+    about, begins = dict(name='all kinds', created='2026-11-20T10:00:00+00:00'), {}
+    monkeypatch.setattr(distill.fitting, 'fitting_base', lambda cfg: SimpleNamespace(about=about))
+    monkeypatch.setattr(distill.fitting, 'start_from_base', lambda model, base: None)
+    for command in 'fit', 'train':
+        for flags in [], ['--from-scratch']:
+            model = tmp_path/f'{command}{len(flags)}.distill'
+            report(command, w.sounds, '-o', model, '--epochs', 1, *flags)
+            begins[command, len(flags)] = report('info', model)['training_config']['base']
+            assert ('from scratch' if flags else 'the base model all kinds of 2026-11-20') in run('info', model).stdout
+    assert begins=={('fit', 0): about, ('train', 0): about, ('fit', 1): None, ('train', 1): None}
+
+
+@pytest.fixture
+def small_base(monkeypatch):
+    "A base model that is learned in this process is small, too."
+    import distill.base
+    from distill.vqvae import VQVAEConfig
+    monkeypatch.setattr(distill.base, 'pretrain', partial(distill.base.pretrain, n_synthesised=4, cfg=VQVAEConfig(channels=(4, 8, 8, 16))))
+
+
+def test_pretrain(w, tmp_path, small_base):
+    from distill.base import load_base
+    done = run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 2, '--seed', 3, '--device', 'cpu')
+    assert done.exit_code==0, done.stderr
+    about = load_base(tmp_path/'base.safetensors').about
+    assert (about['seed'], about['recordings'])==(3, 6)
+    for words in 'Files    6 recordings', 'synthesised', 'nats', f"{sum(about['steps'])} steps", 'Next     copy it to', 'distill fit':
+        assert words in done.stdout
+    assert report('pretrain', w.sounds, '-o', tmp_path/'b', '--steps', 1, '--device', 'cpu')['model'].endswith('b.safetensors')
+
+
+@pytest.mark.parametrize('when, kept', [(lambda fraction, text: fraction<0.03, False), (lambda fraction, text: fraction>0.9, True)], ids=['early', 'late'])
+def test_interrupted_pretraining(w, tmp_path, monkeypatch, small_base, when, kept):
+    monkeypatch.setattr(cli, 'progress', partial(signals_at, signal.SIGINT, when))
+    done = run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 30, '--device', 'cpu', '--json')
+    answer = json.loads(done.stdout)
+    assert done.exit_code==130 and answer['error']=='interrupted' and (tmp_path/'base.safetensors').exists()==kept==('model' in answer)
 
 
 LATE = lambda fraction, text: text.startswith('stage 1') and fraction>0.5
@@ -173,7 +225,7 @@ def test_interrupted_fit_keeps_what_was_learned(w, tmp_path, monkeypatch, number
     monkeypatch.setattr(cli, 'progress', partial(signals_at, number, when))
     old = tmp_path/'a.distill'
     old.write_bytes(b'old')
-    done = run('fit', w.sounds, '-o', old, '--epochs', 8, '--json')
+    done = run('fit', w.sounds, '-o', old, '--epochs', 8 if saved else 200, '--json')    # before there are codes, nothing is learned
     answer = json.loads(done.stdout)
     assert done.exit_code==code and answer['error']=='interrupted' and 'Traceback' not in done.stderr
     assert (old.read_bytes()!=b'old')==saved==('model' in answer)
@@ -259,6 +311,130 @@ def test_generate_options_reach_the_sampler(w, tmp_path):
     creative = settings('--preset', 'creative', '--temperature', 0.7)['sampling']    # an option changes the preset
     assert (creative['temperature'], creative['top_p'])==(0.7, 0.95)
     assert settings()['sampling']['seed']!=settings()['sampling']['seed']    # a fresh one each time
+
+
+def sidecar(path): return json.loads(path.with_name(f'{path.name}.json').read_text(encoding='utf-8'))
+
+
+def test_settings_per_level(w, tmp_path):
+    out = tmp_path/'a.wav'
+    report('generate', w.model, '-o', out, '--duration', 0.3, '--temperature', '0.7,1, 1.2', '--top-k', '20,0', '--top-p', '0.9,0.8', '--min-p', '0.1,0',
+           '--typical-p', '0.9,0', '--repetition-penalty', '1,1.2', '--argmax', 'yes,no', '--penalty-context', 8, '--gumbel')
+    assert sidecar(out)['sampling'] | dict(seed=None)==dict(
+        temperature=[0.7, 1, 1.2], top_k=[20, 0], top_p=[0.9, 0.8], min_p=[0.1, 0], typical_p=[0.9, 0], repetition_penalty=[1, 1.2],
+        argmax=[True, False], penalty_context=8, gumbel=True, seed=None)
+
+
+@pytest.mark.parametrize('option, value, field, wanted', [
+    ('--min-p', '0.05', 'min_p', 0.05), ('--typical-p', '0.8', 'typical_p', 0.8), ('--repetition-penalty', '1.3', 'repetition_penalty', 1.3),
+    ('--penalty-context', '9', 'penalty_context', 9), ('--argmax', 'yes', 'argmax', True), ('--gumbel', None, 'gumbel', True)])
+def test_each_setting_of_the_sampler(w, tmp_path, option, value, field, wanted):
+    report('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.2, *filter(None, [option, value]))
+    assert sidecar(tmp_path/'a.wav')['sampling'][field]==wanted
+
+
+def test_a_kit_of_one_shots(w, tmp_path):
+    "The model decides how long each is; each can be made alone."
+    about = report('generate', w.model, '-o', tmp_path/'kit', '--count', 4, '--duration', 'auto', '--label', 'drums', '--seed', 3)
+    assert [f['seed'] for f in about['files']]==[3, 1003, 2003, 3003] and about['settings']['duration_s'] is None
+    for f in about['files']: assert sf.info(f['file']).frames==round(48_000*f['seconds'])>0 and sidecar(Path(f['file']))['label']=='drums'
+    report('generate', w.model, '-o', tmp_path/'one.wav', '--duration', 'auto', '--label', 'drums', '--seed', 2003)
+    assert (tmp_path/'one.wav').read_bytes()==(tmp_path/'kit'/'small-seed2003.wav').read_bytes()
+
+
+def test_many_clips_come_in_parts(w, tmp_path, monkeypatch):
+    "No more at once than fit into memory; it changes nothing but the words."
+    args = 'generate', w.model, '--count', 3, '--duration', 0.3, '--seed', 7
+    run(*args, '-o', tmp_path/'at once')
+    monkeypatch.setattr(cli, 'clips_at_once', lambda seconds: 2)
+    done = run(*args, '-o', tmp_path/'parts')
+    assert 'Part 1/2: ' in done.stderr and 'Part 2/2: ' in done.stderr and 'Part 3' not in done.stderr
+    a, b = (sorted((tmp_path/name).glob('*.wav')) for name in ('at once', 'parts'))
+    assert [o.read_bytes() for o in a]==[o.read_bytes() for o in b] and len(a)==3
+
+
+def test_loop_and_crossfade(w, tmp_path):
+    about = report('generate', w.model, '-o', tmp_path/'a.wav', '--loop', '--duration', 1.2, '--seed', 1)
+    assert about['settings']['loop'] and sf.info(tmp_path/'a.wav').frames==57_600
+    faded = [run('generate', w.model, '-o', tmp_path/f'{ms}.wav', '--duration', 2.5, '--seed', 1, '--stitch', 'crossfade', '--overlap-ms', ms) for ms in (0, 200)]
+    assert [o.exit_code for o in faded]==[0, 0] and sidecar(tmp_path/'200.wav')['stitch']=='crossfade'
+    assert (tmp_path/'0.wav').read_bytes()!=(tmp_path/'200.wav').read_bytes() and 'note' not in faded[0].stderr
+    idle = run('generate', w.model, '-o', tmp_path/'b.wav', '--duration', 0.3, '--overlap-ms', 20)    # said, not silently ignored
+    assert idle.exit_code==0 and '--overlap-ms does nothing' in idle.stderr
+
+
+def test_going_on_from_a_sound(w, tmp_path):
+    make = lambda name, *more: report('generate', w.model, '-o', tmp_path/name, '--prompt', w.one, '--duration', 1, '--seed', 1, *more)
+    make('a.wav')
+    make('b.wav', '--prompt-seconds', 0.2)
+    a, b = sidecar(tmp_path/'a.wav'), sidecar(tmp_path/'b.wav')
+    assert (a['prompt_s'], b['prompt_s'], a['prompt_samples'])==(None, 0.2, 24_000) and sf.info(tmp_path/'a.wav').frames==48_000
+    report('reconstruct', w.model, w.one, '-o', tmp_path/'heard.wav')
+    heard, wav = (sf.read(tmp_path/o)[0][:14_000] for o in ('heard.wav', 'a.wav'))
+    other = sf.read(tmp_path/'b.wav')[0][:14_000]
+    spectrum = lambda x: np.abs(np.fft.rfft(x))
+    distance = lambda x: np.abs(spectrum(x)/np.linalg.norm(spectrum(x)) - spectrum(heard)/np.linalg.norm(spectrum(heard))).sum()
+    assert distance(wav)<distance(other)    # it begins with the prompt, as the codes keep it; with less of it, with less of it
+
+
+@pytest.mark.parametrize('options', [['--duration', '0.5', '--temperature', '0.8,1.1'], ['--duration', 'auto', '--label', 'bells'], ['--loop', '--duration', '1'],
+                                     ['--duration', '1.5', '--stitch', 'crossfade'], ['--preset', 'creative', '--duration', '0.3']])
+def test_made_again_from_its_sidecar(w, tmp_path, options):
+    report('generate', w.model, '-o', tmp_path/'a.flac', '--bit-depth', 24, '--sample-rate', 44_100, *options)
+    about = report('generate', w.model, '--from-sidecar', tmp_path/'a.flac.json', '-o', tmp_path/'b.flac')
+    assert (tmp_path/'a.flac').read_bytes()==(tmp_path/'b.flac').read_bytes() and (about['sample_rate'], about['bit_depth'])==(44_100, 24)
+    first, again = sidecar(tmp_path/'a.flac'), sidecar(tmp_path/'b.flac')
+    assert again==first | dict(file='b.flac')
+    (tmp_path/'in').mkdir()
+    report('generate', w.model, '--from-sidecar', tmp_path/'a.flac.json', '-o', tmp_path/'in')    # into a folder: under its own name
+    assert (tmp_path/'in'/'a.flac').read_bytes()==(tmp_path/'a.flac').read_bytes()
+    changed = report('generate', w.model, '--from-sidecar', tmp_path/'a.flac.json', '-o', tmp_path/'c.wav', '--sample-rate', 48_000, '--bit-depth', 16)
+    assert (changed['sample_rate'], changed['bit_depth'])==(48_000, 16)    # the form may be another, the sound is the same
+
+
+def test_made_again_with_its_prompt(w, tmp_path):
+    report('generate', w.model, '-o', tmp_path/'a.wav', '--prompt', w.one, '--duration', 0.8)
+    report('generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '--prompt', w.one, '-o', tmp_path/'b.wav')
+    assert (tmp_path/'a.wav').read_bytes()==(tmp_path/'b.wav').read_bytes()
+
+
+def test_a_lost_file_can_be_put_back(w, tmp_path):
+    report('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    (tmp_path/'a.wav').unlink()
+    report('generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '-o', tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()}==before
+
+
+def test_info_lists_the_labels(w):
+    assert report('info', w.model)['prior_config']['labels']==['bells', 'drums', 'strings', 'textures']
+    text = run('info', w.model).stdout
+    assert 'Labels    bells, drums, strings, textures' in text and 'Began     from scratch' in text
+
+
+# --- presets
+def test_presets(w, tmp_path, monkeypatch):
+    monkeypatch.setenv('DISTILL_HOME', str(tmp_path/'home'))
+    assert list(report('presets', 'list')['presets'])==['default', 'greedy', 'creative']
+    saved = report('presets', 'save', 'My drums', '--preset', 'creative', '--temperature', '0.7,1', '--min-p', 0.05, '--seed', 9)
+    assert Path(saved['file']).is_relative_to(tmp_path/'home') and saved['settings']['top_p']==0.95
+    assert report('presets', 'list')['presets']['My drums']==saved['settings']
+    assert 'My drums' in (text := run('presets', 'list').stdout) and 'temperature [0.7, 1.0]' in text
+    report('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3, '--preset', 'my drums', '--top-p', 0.5)
+    assert sidecar(tmp_path/'a.wav')['sampling']==saved['settings'] | dict(top_p=0.5)
+    report('presets', 'save', 'My drums', '--gumbel')    # in its place
+    assert report('presets', 'list')['presets']['My drums']['seed'] is None
+    report('presets', 'remove', 'My drums')
+    assert 'My drums' not in run('presets', 'list').stdout
+
+
+def test_a_broken_preset_hides_none_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv('DISTILL_HOME', str(tmp_path))
+    (tmp_path/'presets').mkdir()
+    (tmp_path/'presets'/'bad.json').write_text('{', encoding='utf-8')
+    report('presets', 'save', 'good')
+    done = run('presets', 'list')
+    assert done.exit_code==0 and 'good' in done.stdout and 'bad' not in done.stdout and 'mend or delete' in done.stderr
 
 
 # --- codes

@@ -29,10 +29,13 @@ def fails(*args, code=1):
 OUT = ['-o', 'x.wav']
 USAGE = [
     *[(['generate', 'm', *OUT, name, value], name) for name, values in {
-        '--temperature': ['0', '0.09', '2.01', 'nan', 'hot'], '--top-p': ['-0.1', '1.1', 'nan'], '--top-k': ['-1', '513', '1.5'],
-        '--duration': ['0', '-1', 'nan', 'inf', '36000'], '--overlap-ms': ['-1', '201', 'nan'], '--seed': ['-1', '1.5', str(2**53)],
+        '--temperature': ['0', '0.09', '2.01', 'nan', 'hot', '1,3', '1,,1'], '--top-p': ['-0.1', '1.1', 'nan'], '--top-k': ['-1', '513', '1.5'],
+        '--duration': ['0', '-1', 'nan', 'inf', '36000', 'automatic', '1,2'], '--overlap-ms': ['-1', '201', 'nan'], '--seed': ['-1', '1.5', str(2**53)],
+        '--min-p': ['-0.1', '1.1', 'nan', ''], '--typical-p': ['2', 'x'], '--repetition-penalty': ['0.9', '2.1'], '--penalty-context': ['0', 'x'],
+        '--argmax': ['maybe', 'yes,', '1'], '--stitch': ['glue'], '--prompt-seconds': ['0', '-1', 'nan', '1'],
         '--count': ['0', '-1', 'two'], '--bit-depth': ['8', '0'], '--sample-rate': ['0', '999999'], '--device': ['gpu', 'cuda:x'],
         '--format': ['aac'], '--preset': ['wild']}.items() for value in values],
+    (['generate', 'm', *OUT, '--any-model'], '--any-model'),
     *[([command, 'sounds', '-o', 'm', name, value], name) for command in ('fit', 'train') for name, values in {
         '--minutes': ['0', '-1', 'nan', 'inf', 'x'], '--epochs': ['0', '-3', '1.5'], '--seed': ['-1'], '--device': ['tpu']}.items()
         for value in values],
@@ -43,6 +46,14 @@ USAGE = [
     (['generate', 'm', '-o', 'x.aac'], 'cannot write .aac'), (['generate', 'm', '-o', 'x.flac', '--bit-depth', '32'], 'flac holds'),
     (['generate', 'm', '-o', 'x.mp3', '--sample-rate', '96000'], 'mp3 cannot'), (['generate', 'm', *OUT, '--count', '2'], 'folder'),
     (['generate', 'm', '-o', 'x', '--count', '2', '--seed', str(2**53 - 1)], '--seed'),
+    (['generate', 'm', *OUT, '--loop', '--duration', 'auto'], 'a loop needs a length'), (['generate', 'm', *OUT, '--gumbel', '--argmax', 'yes'], 'argmax takes'),
+    *[(['generate', 'm', *OUT, '--stitch', 'crossfade', *more], "use 'continue'") for more in (['--loop'], ['--duration', 'auto'])],
+    *[(['generate', 'm', *OUT, '--from-sidecar', 'x.json', *more], f'{more[0]}: the settings') for more in (
+        ['--seed', '1'], ['--count', '2'], ['--loop'], ['--label', 'x'], ['--temperature', '1'], ['--preset', 'greedy'], ['--overlap-ms', '5'])],
+    (['pretrain', 'sounds', '-o', 'b', '--minutes', '1', '--steps', '1'], 'either'), (['pretrain', 'sounds', '-o', 'b.distill'], 'end in .safetensors'),
+    (['pretrain', 'sounds', '-o', 'b', '--steps', '0'], '--steps'), (['pretrain', 'sounds'], '--out'),
+    (['presets', 'save', 'x', '--top-p', '2'], '--top-p'), (['presets', 'save', 'x', '--gumbel', '--argmax', 'yes'], 'argmax takes'),
+    (['presets', 'save', 'x', '--preset', 'wild'], 'no preset'), (['presets', 'save'], 'NAME'), (['presets', 'sing'], 'sing'),
     (['fit', 'sounds', '-o', 'm.wav'], 'end in .distill'), (['encode', 'm', 'a.wav', '-o', 'c.wav'], 'end in .npz'),
     (['fit', 'sounds', '-o', 'm', '--minutes', '1', '--epochs', '1'], 'either'), (['sing'], 'sing'), (['fit', '--loud'], '--loud')]
 
@@ -62,7 +73,7 @@ def tone(path, rate=48_000, n=24_000):
     return path
 
 
-@pytest.mark.parametrize('command', ['doctor', 'fit', 'train', 'evaluate', 'bench', 'reconstruct', 'train-prior'])
+@pytest.mark.parametrize('command', ['doctor', 'fit', 'train', 'evaluate', 'bench', 'reconstruct', 'train-prior', 'pretrain'])
 @pytest.mark.parametrize('what, words', [('gone', 'there is no'), ('empty', 'no'), ('useless', 'no usable|usable'), ('file', 'is a file')])
 def test_folders_that_will_not_do(w, tmp_path, command, what, words):
     folder = tmp_path/what
@@ -152,8 +163,68 @@ def test_no_prior_yet(w, tmp_path):
     assert 'no prior yet' in fails('generate', tmp_path/'m.distill', '-o', tmp_path/'a.wav')
 
 
+# --- what a model and a prompt must be for what is asked
+@pytest.mark.parametrize('options, words', [
+    (['--label', 'trumpets'], 'it knows bells, drums'), (['--temperature', '1,1,1,1,1'], 'leave out the last 1'),
+    (['--prompt', 'no.wav'], 'no.wav'), (['--prompt', '{text}'], 'not a sound'), (['--prompt', '{one}', '--prompt-seconds', '0.01'], 'give more of it'),
+    (['--prompt', '{one}', '--duration', '0.2'], 'the prompt alone is'), (['--prompt', '{one}', '--loop'], 'no loop'),
+    (['--prompt', '{one}', '--stitch', 'crossfade'], "that needs stitch='continue'"), (['--from-sidecar', 'no.json'], 'no.json'),
+    (['--from-sidecar', '{text}'], 'cannot be read'), (['--preset', 'bad'], 'mend or delete')])
+def test_what_this_model_cannot_do(w, tmp_path, monkeypatch, options, words):
+    monkeypatch.setenv('DISTILL_HOME', str(tmp_path/'home'))
+    (tmp_path/'home'/'presets').mkdir(parents=True)
+    (tmp_path/'home'/'presets'/'bad.json').write_text('{', encoding='utf-8')
+    (tmp_path/'text.wav').write_text('no sound', encoding='utf-8')
+    options = [o.format(one=w.one, text=tmp_path/'text.wav') for o in options]
+    assert words in fails('generate', w.model, '-o', tmp_path/'out.wav', *options)
+    assert not list(tmp_path.glob('out*'))
+
+
+def test_no_labels_to_choose_from(w, tmp_path):
+    from dataclasses import replace
+    from distill.model import load_model
+    loaded = load_model(w.model, 'cpu')
+    cfg = replace(loaded.prior_config, labels=())
+    replace(loaded, prior=type(loaded.prior)(cfg), prior_config=cfg).save(tmp_path/'m.distill')
+    assert 'it knows none' in fails('generate', tmp_path/'m.distill', '-o', tmp_path/'a.wav', '--label', 'drums')
+
+
+def test_a_sidecar_and_another_model(w, tmp_path):
+    "A clear line, and a way to do it anyway, which leaves the old sidecar alone."
+    from distill.model import load_model
+    run('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3)
+    other = load_model(w.model, 'cpu')
+    for p in other.prior.parameters(): p.data += 0.01
+    other.save(tmp_path/'other.distill')
+    args = ['generate', tmp_path/'other.distill', '--from-sidecar', tmp_path/'a.wav.json', '-o']
+    assert 'another one or has learned more since' in fails(*args, tmp_path/'b.wav')
+    assert not (tmp_path/'b.wav').exists()
+    assert run(*args, tmp_path/'b.wav', '--any-model').exit_code==0
+    assert 'is an input' in fails(*args, tmp_path/'a.wav', '--any-model')
+
+
+def test_a_sidecar_without_its_prompt(w, tmp_path):
+    run('generate', w.model, '-o', tmp_path/'a.wav', '--prompt', w.one, '--duration', 0.8)
+    args = ['generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '-o', tmp_path/'b.wav']
+    assert 'give the same prompt' in fails(*args)
+    assert 'give the same prompt' in fails(*args, '--prompt', tone(tmp_path/'other.wav', n=9000))
+
+
+def test_sidecars_of_other_things(w, tmp_path):
+    for text, words in (('[]', 'does not describe'), ('{"made_by": "hand"}', 'does not describe'), ('{"made_by": "prior", "sampling": 3}', 'another')):
+        (tmp_path/'a.json').write_text(text, encoding='utf-8')
+        assert words in fails('generate', w.model, '--from-sidecar', tmp_path/'a.json', '-o', tmp_path/'b.wav')
+
+
+@pytest.mark.parametrize('args, words', [(['save', 'default'], 'built in'), (['save', '../x'], 'cannot be called'), (['remove', 'gone'], 'no preset'),
+                                         (['remove', 'greedy'], 'built in')])
+def test_presets_that_cannot_be(tmp_path, monkeypatch, args, words):
+    monkeypatch.setenv('DISTILL_HOME', str(tmp_path))
+    assert words in fails('presets', *args) and not list(tmp_path.rglob('*.json'))
+
+
 # --- outputs
-OUTPUTS = {'fit': (['{sounds}'], 'm.distill'), 'train': (['{sounds}'], 'm.distill'), 'train-prior': (['{sounds}', '{model}'], 'm.distill'),
+OUTPUTS = {'fit': (['{sounds}'], 'm.distill'), 'pretrain': (['{sounds}'], 'b.safetensors'), 'train': (['{sounds}'], 'm.distill'), 'train-prior': (['{sounds}', '{model}'], 'm.distill'),
            'generate': (['{model}'], 'a.wav'), 'encode': (['{model}', '{one}'], 'c.npz'), 'decode': (['{model}', '{codes}'], 'a.wav'),
            'reconstruct': (['{model}', '{one}'], 'a.wav')}
 
@@ -163,11 +234,11 @@ OUTPUTS = {'fit': (['{sounds}'], 'm.distill'), 'train': (['{sounds}'], 'm.distil
                                          ('read only', 'not allowed')])
 def test_outputs_are_checked_before_the_work(w, tmp_path, monkeypatch, command, what, words):
     "Reading the collection, or training, or sampling, would fail this test."
-    import distill.dataset, distill.pipeline
+    import distill.base, distill.dataset, distill.pipeline
     args, name = OUTPUTS[command]
     run('encode', w.model, w.one, '-o', tmp_path/'codes.npz')
     def too_late(*a, **k): raise AssertionError('the work has begun')
-    for module, function in ((distill.dataset, 'load_collection'), (distill.pipeline, 'generate_clip')):
+    for module, function in ((distill.dataset, 'load_collection'), (distill.base, 'pretrain'), (distill.pipeline, 'generate_clips')):
         monkeypatch.setattr(module, function, too_late)
     out = tmp_path/'out'/name
     if what=='a file as folder': out.parent.write_text('', encoding='utf-8')
