@@ -19,9 +19,9 @@ from .training import (Budget, Checkpoints, TrainingConfig, collection_health, e
                               pick_device, train_vqvae)
 from .vqvae import get_adaptive_vqvae_config, reconstruction_l1
 
-# %% ../nbs/08b_fitting.ipynb #d08b68d9
+# %% ../nbs/08b_fitting.ipynb #fff09cb0
 STAGE_1_SHARE = 0.7   # of the time box
-WARM_TRAINING, WARM_VQVAE = dict(learning_rate=5e-4), dict(quantizer_warmup=0.05)
+WARM_TRAINING, WARM_VQVAE = dict(learning_rate=1e-3), dict(quantizer_warmup=0.0, decay=0.95, dead_code_share=0.35)
 
 def _budget(minutes, epochs, collection, training):
     if epochs is not None and epochs < 1: raise ValueError(f'epochs={epochs}: expected at least 1')

@@ -612,7 +612,7 @@ class Reconstruction(Objective):
     def ready(self): return self.model.quantizer.active
 
     def forward(self, batch: WindowBatch): return vqvae_loss(self.model, batch.mel)[0]
-    def score(self): return reconstruction_l1(self.model, self.held_out)
+    def score(self): return reconstruction_l1(self.model, self.held_out, 0)
 
     def start_step(self, fraction):
         warmup = self.model.cfg.quantizer_warmup
@@ -680,7 +680,7 @@ def train_vqvae(
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         model = ConvVQVAE(vqvae_cfg)
-        model.norm.measure(collection.train, collection.spectrogram.cfg.log_floor)
+        model.norm.measure(excerpt(collection.train, 60_000), collection.spectrogram.cfg.log_floor)
         if start: start(model)
         places = math.prod(model.latent_shape((collection.mels[0].shape[0], collection.cfg.window_frames)))
         if cfg.batch_size * places < vqvae_cfg.codebook_size:

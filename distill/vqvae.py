@@ -154,7 +154,7 @@ class Quantized(NamedTuple):
     indices: torch.Tensor      # codes (b, p, q), whole numbers below K
     commit_loss: torch.Tensor  # mean squared distance to the code, per level (q,)
 
-# %% ../nbs/04_vqvae.ipynb #6b8f1dd1
+# %% ../nbs/04_vqvae.ipynb #8ca8de9c
 class QuantizerWrapper(nn.Module):
     "Residual vector quantization of vectors (b, p, d), with a report on its health"
     def __init__(self, cfg: VQVAEConfig):
@@ -173,6 +173,16 @@ class QuantizerWrapper(nn.Module):
     @property
     def codebooks(self):  # (q, k, d)
         return self.vq.codebooks
+
+    @torch.no_grad()
+    def set_codebooks(self, codebooks):  # (q, k, d)
+        "Begin with these codes, as if each had been used twenty times: none is taken for dead before it had a chance"
+        for layer, codes in zip(self.vq.layers, codebooks):
+            book = layer._codebook
+            book.cluster_size.fill_(20.)
+            book.embed.copy_(codes[None])
+            book.embed_avg.copy_(codes[None] * book.cluster_size[..., None])
+            book.initted.fill_(True)
 
     def set_batch(self, n_vectors: int):
         "Tell the quantizer how many vectors a training batch has, so that a dead code is one far below its fair share"
