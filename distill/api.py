@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StopRequest', 'progress_bar', 'describe_model', 'Distill']
 
-# %% ../nbs/14_api.ipynb #c631de7e
+# %% ../nbs/14_api.ipynb #9187ad4c
 import signal
 import threading
 from contextlib import contextmanager
@@ -18,8 +18,9 @@ from .codes import CodeGrid, decode, encode
 from .dataset import DatasetConfig
 from .evaluate import EvaluationReport, evaluate_model
 from .model import LoadedVQModel, load_model
-from .pipeline import Clip, fit_model, generate_clip
-from .sampling import SamplingConfig
+from .fitting import fit_model
+from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips, regenerate, stream_audio
+from .sampling import SamplingConfig, resolve_seed
 
 # %% ../nbs/14_api.ipynb #bed11a73
 class StopRequest:
@@ -129,7 +130,7 @@ class _Files:
 
     def __repr__(self): return describe_model(self.info())
 
-# %% ../nbs/14_api.ipynb #bb73b75a
+# %% ../nbs/14_api.ipynb #7dfde5e8
 class _Fitting:
     @classmethod
     def fit(
@@ -143,32 +144,58 @@ class _Fitting:
         dataset: DatasetConfig = DatasetConfig(),  # how the sounds are split and presented
         vqvae: dict = None,         # fields of `VQVAEConfig` that differ from the adaptive ones
         prior: dict = None,         # fields of `PriorConfig` that differ from the adaptive ones
+        from_scratch: bool = False, # leave the base model out
         progress_callback=None,     # called with (fraction, text), in place of the bar
         should_stop=lambda: False,  # asked at every step; Ctrl-C does the same
     ):                              # a `Distill`
         "Learn a folder of sounds, both stages; Ctrl-C ends it early and keeps what was learned"
         with StopRequest(should_stop).listening() as stop, progress_bar(progress and not progress_callback) as tell:
             return cls(fit_model(folder, minutes, epochs, seed, device, dataset, vqvae, prior,
-                                 progress_callback or tell, stop))
+                                 from_scratch, progress_callback or tell, stop))
 
-# %% ../nbs/14_api.ipynb #4f8c10df
+# %% ../nbs/14_api.ipynb #88e9c96b
 class _Generating:
     def generate(
         self,
-        duration_s: float = 10.0,         # seconds
+        duration_s: float = 10.0,         # seconds; None: the sound ends where the model ends it
         temperature: float = 1.0,         # 0.1–2; above 1 more surprising, below 1 safer
         top_k: int = 0,                   # choose among the k likeliest codes; 0 is off
         top_p: float = 0.9,               # choose among the likeliest codes that make up this probability; 0 is off
-        overlap_ms: float = 50,           # crossfade between chunks, 0–200 ms
-        seed: int = None,                 # the same seed gives the same sound, neighbouring ones share parts; None: a new one
+        overlap_ms: float = 50,           # with stitch='crossfade': between pieces, 0–200 ms
+        seed: int = None,                 # the same seed gives the same sound; None: a new one
         sampling: SamplingConfig = None,  # all the sampler's settings, in place of temperature, top_k and top_p
         progress: bool = True,            # show a bar
+        prompt=None,                      # a sound to go on from: a file, a mono waveform (t,) at 48 kHz, or a `Clip`
+        count: int = None,                # how many: a list of clips, such as a kit of one-shots
+        **more,                           # label, loop, stitch, prompt_s: see `ClipConfig`
     ) -> Clip:
         "New sound; the clip knows the seed and all settings that it can be made again from"
         cfg = sampling or SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        if seed is not None: cfg = replace(cfg, seed=seed)
+        first = resolve_seed(cfg.seed if seed is None else seed)
+        cfg = ClipConfig(duration_s, overlap_ms=overlap_ms, sampling=cfg, **more)
+        if prompt is not None: prompt = _waveform(prompt, self.loaded.spectrogram_config.sample_rate)
         with progress_bar(progress) as tell:
-            return generate_clip(self.loaded, duration_s, overlap_ms, cfg, progress_callback=tell)
+            clips = generate_clips(self.loaded, cfg, [first + SEED_STEP * i for i in range(count or 1)], prompt, progress_callback=tell)
+        return clips[0] if count is None else clips
+
+    def stream(
+        self,
+        duration_s: float = None,         # seconds; None: without end
+        prompt=None,                      # a sound to go on from
+        sampling: SamplingConfig = SamplingConfig(top_p=0.9),
+        label: str = '',                  # a class of sound that the model knows
+    ):                                    # yields mono waveforms (t,) at 48 kHz that follow each other
+        "New sound while it is made"
+        if prompt is not None: prompt = _waveform(prompt, self.loaded.spectrogram_config.sample_rate)
+        return stream_audio(self.loaded, ClipConfig(duration_s, label=label, sampling=sampling), prompt)
+
+    def again(
+        self,
+        sidecar,                          # the JSON file beside a clip
+        progress: bool = True,            # show a bar
+    ) -> Clip:
+        "The clip that a sidecar describes; raises `ValueError` when it was made by another model"
+        with progress_bar(progress) as tell: return regenerate(self.loaded, sidecar, tell)
 
     def panel(self):  # a widget
         "Sliders for everything that `generate` takes, a player and a save button, for notebooks"
