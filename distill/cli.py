@@ -532,7 +532,7 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=Fal
             keep_or_drop(loaded, target, stop)
     return fit_report(loaded, ready.collection, target, stop), loaded, ready.collection
 
-# %% ../nbs/15_cli.ipynb #d66b1c03
+# %% ../nbs/15_cli.ipynb #be8f22bb
 @command
 def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False,
         device:Device=None, as_json:AsJson=False):
@@ -540,8 +540,8 @@ def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, s
     return learn(folder, out, minutes, epochs, seed, device, from_scratch=from_scratch)[0]
 
 @command
-def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False,
-          device:Device=None, as_json:AsJson=False):
+def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0,
+          from_scratch:Scratch=False, device:Device=None, as_json:AsJson=False):
     "Stage 1 alone: learn codes for the sounds of FOLDER. The model can encode and decode, not yet make new sound."
     return learn(folder, out, minutes, epochs, seed, device, stages=1, from_scratch=from_scratch)[0]
 
@@ -566,7 +566,7 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
             keep_or_drop(loaded, target, stop, before)
     return fit_report(loaded, ready.collection, target, stop)
 
-# %% ../nbs/15_cli.ipynb #535bd44f
+# %% ../nbs/15_cli.ipynb #c762a32e
 def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writable
     "The file of a base model to write"
     if path.suffix not in ('', '.safetensors'): raise wrong_out(f'{path.name}: let it end in .safetensors.')
@@ -574,16 +574,16 @@ def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writa
 
 def base_lines(about:dict, target:Path, default:Path) -> list[str]: # lines
     "How the training of a base model went, where it is, what to do with it"
-    l1, trained, megabytes = about['held_out_log_mel_l1'], clock(60*about['minutes']), target.stat().st_size/1e6
-    there = target.resolve() == default.resolve()
+    l1, trained = about['held_out_log_mel_l1'][-1], clock(60*sum(about['minutes'])) # of two sittings
+    there, megabytes = target.resolve() == default.resolve(), target.stat().st_size/1e6
     return [f"Files    {about['recordings']} recordings, {clock(about['seconds'])} of sound, "
             f"and {about['synthesised']} synthesised sounds",
             f'Likeness {l1:.3f} nats (about {decibels(l1):.1f} dB) away from recordings it was never shown; '
             'lower is closer' if is_number(l1) else 'Likeness not measured: there was too little training',
-            f"Model    {target} ({megabytes:.1f} MB), {about['steps']} steps, {trained} of training",
+            f"Model    {target} ({megabytes:.1f} MB), {sum(about['steps'])} steps, {trained} of training",
             f'Next     {"" if there else f"copy it to {default}: "}`distill fit` starts from it']
 
-# %% ../nbs/15_cli.ipynb #3b9c49a1
+# %% ../nbs/15_cli.ipynb #cf674fde
 BaseOut = option(Path, 'The base model to write; .safetensors is added when it has no ending.',
                  '--out', '-o', metavar='FILE')
 LongMinutes = option(Optional[float], 'How long it may take, in minutes; 60 when nothing is given.', callback=_positive)
@@ -591,8 +591,8 @@ Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer.', min
 BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
 
 @command
-def pretrain(folder:Folder, out:BaseOut, minutes:LongMinutes=None, steps:Steps=None, seed:BaseSeed=0, device:Device=None,
-             as_json:AsJson=False):
+def pretrain(folder:Folder, out:BaseOut, minutes:LongMinutes=None, steps:Steps=None, seed:BaseSeed=0,
+             device:Device=None, as_json:AsJson=False):
     "Train a base model on recordings of all kinds, for other models to start from."
     from distill.base import base_path, pretrain, save_base
     if minutes and steps: raise typer.BadParameter('give either --minutes or --steps.')
@@ -600,7 +600,7 @@ def pretrain(folder:Folder, out:BaseOut, minutes:LongMinutes=None, steps:Steps=N
     with progress() as bar, stop.listening():
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
         base = pretrain(folder, minutes or 60.0, steps, seed, device=device, progress_callback=tell, should_stop=stop)
-    if stop() and not is_number(base.about['held_out_log_mel_l1']):
+    if stop() and not is_number(base.about['held_out_log_mel_l1'][-1]):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)
     save_base(base, target)
@@ -723,37 +723,38 @@ def remake_clip(model, sidecar, out, prompt, any_model, form, device):
     save_clip(clip, target, form)
     return dict(files=[clip_line(clip, target)], settings=clip.settings, **form)
 
-# %% ../nbs/15_cli.ipynb #a39baf6c
+# %% ../nbs/15_cli.ipynb #09845708
 ClipOut = option(Path, 'A .wav, .flac, .ogg or .mp3 file; a folder with --count.', '--out', '-o', metavar='FILE|DIR')
 Duration = option(Optional[str], 'Seconds, or auto: the sound ends where the model ends it; 10 when not given.',
                   metavar='S|auto', callback=_duration)
-Stitch = option(Optional[str], 'continue, the default: in one go; crossfade: independent pieces, faded into each other.',
+Stitch = option(Optional[str], 'continue, the default: in one go; crossfade: independent pieces that fade over.',
                 callback=_one_of('continue', 'crossfade'))
 Overlap = option(Optional[float], 'With --stitch crossfade: milliseconds of each fade; 50 when not given.',
                  min=0, max=200, callback=_finite)
 Label = option(Optional[str], 'A class of sound that the model knows; `distill info` lists them.', metavar='NAME')
 Loop = option(bool, 'The end runs into the start.', '--loop')
 Prompt = option(Optional[Path], 'A sound to go on from: the new one begins with it.', metavar='FILE')
-PromptSeconds = option(Optional[float], 'How much of the beginning of it to use; all when not given.', callback=_positive)
+PromptSeconds = option(Optional[float], 'How much of its beginning to use; all when not given.', callback=_positive)
 Count = option(Optional[int], 'How many files; more than one go into the folder DIR.', min=1, max=100_000)
 ClipSeed = option(Optional[int], 'The same seed gives the same sound; by default a new one.', min=0, max=TOP_SEED)
-Sidecar = option(Optional[Path], 'The .json file beside a clip: makes that clip again.', '--from-sidecar', metavar='FILE')
+Sidecar = option(Optional[Path], 'The .json file beside a clip: makes it again.', '--from-sidecar', metavar='FILE')
 AnyModel = option(bool, 'With --from-sidecar: also with another model than the one that made it.', '--any-model')
 
-# %% ../nbs/15_cli.ipynb #f8ffe7dd
-def level_option(what, *number): return option(Optional[str], what, metavar='N[,N…]', callback=_levels(_number(*number)))
+# %% ../nbs/15_cli.ipynb #13ef4744
+def level_option(what, *number): # the setting may be one number, or one per quantizer level
+    return option(Optional[str], what, metavar='N[,N…]', callback=_levels(_number(*number)))
 
-Preset = option(Optional[str], 'Settings by name: default, greedy, creative, or your own (see presets).', metavar='NAME')
+Preset = option(Optional[str], 'Settings by name: default, greedy, creative, or your own.', metavar='NAME')
 Temperature = level_option('Above 1 more surprising, below 1 safer; 1 when not given.', float, 0.1, 2)
 TopK = level_option('Choose among the K likeliest codes; 0, the default, is off.', int, 0, 512)
 TopP = level_option('Choose among the likeliest codes of this probability; 0: off; 0.9 when not given.', float, 0, 1)
-MinP = level_option('Leave out codes less likely than this share of the likeliest; 0, the default, is off.', float, 0, 1)
+MinP = level_option('Leave out codes less likely than this share of the likeliest; 0: off, the default.', float, 0, 1)
 TypicalP = level_option('Choose among the most typical codes of this probability; 0, the default, is off.', float, 0, 1)
 Argmax = option(Optional[str], 'yes: always the likeliest code; yes,yes,no: at the coarse levels.',
                 metavar='yes|no[,…]', callback=_levels(_yes_or_no))
 Gumbel = option(bool, 'Draw with Gumbel noise: the same chances, another use of the seed.', '--gumbel')
 Penalty = level_option('Above 1, codes that were just used become less likely; 1, the default, is off.', float, 1, 2)
-PenaltyContext = option(Optional[int], 'How many codes of a level it looks back on; 64 when not given.', min=1, max=65_536)
+PenaltyContext = option(Optional[int], 'How many codes it looks back on; 64 when not given.', min=1, max=65_536)
 
 # %% ../nbs/15_cli.ipynb #c7dd62f4
 def make_new(model, out, prompt, count, ending, preset, chance, asked, form, device):

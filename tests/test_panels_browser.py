@@ -76,9 +76,15 @@ def test_opens_with_the_defaults(opened):
         assert opened[hook].locator('[title]').first.get_attribute('title'), 'a tooltip says what it does'
 
 
-def test_fits_its_page(opened):
+@pytest.mark.parametrize('more', ['hidden', 'shown'])
+def test_fits_its_page(opened, folder, more):
     "Nothing sticks out of it or is cut, and every label can be read whole."
     page = opened.page
+    assert opened['min-p'].is_hidden()==(more=='hidden') or more=='shown'    # the panel is calm until somebody asks for more
+    if more=='shown':
+        opened.page.locator('.distill-more').get_by_text('More controls').click()
+        opened['levels'].wait_for(state='visible')
+    page.screenshot(path=folder/f'controls_{more}.png', full_page=True)
     assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
     cut = '''() => [...document.querySelectorAll('.distill-panel label, .distill-panel .widget-readout, .distill-panel button')]
         .filter(o => o.offsetWidth && o.scrollWidth > o.offsetWidth).map(o => o.innerText)'''
@@ -108,22 +114,50 @@ def test_dice_and_typed_seed(opened):
 
 def test_take(opened, folder):
     "Every control set by hand; the take plays, is seen, is as long as asked, and the saved settings are those."
-    for hook, value in (('temperature', 1.3), ('top-p', .8), ('top-k', 20), ('penalty', 1.2), ('duration', 3), ('crossfade', 120)):
+    opened.choose('stitch', 'independent pieces')
+    opened.page.wait_for_function("document.querySelector('.distill-loop input').disabled")
+    for hook, value in (('temperature', 1.3), ('top-p', .8), ('top-k', 20), ('penalty', 1.2), ('duration', 3), ('crossfade', 120), ('min-p', .02),
+                        ('typical', .95)):
         opened.slide(hook, value)
+    opened.choose('draw', 'with Gumbel noise')
+    opened.type('context', 30)
+    opened.type('levels', 'top-k 20, 30')
+    opened.until('note', 'top_k 20, 30')
+    opened.choose('label', 'bells')
     opened.type('seed', 99)
     opened.page.evaluate(LISTEN, '.distill-status')
     opened['go'].click()
     assert opened.until('status', 'Done')=='Done: 3 s, seed 99'
     said = [text for _, text in opened.page.evaluate('window.said')]
-    assert any(o.startswith('Generating chunk 2/4') for o in said), said
+    assert any(o.startswith('Generating chunk 2/') for o in said), said
     assert opened.audio_seconds()==pytest.approx(3, abs=.01)
     assert opened.picture_width() > 400
     opened['save'].click()
     opened.until('saved', 'Saved as')
     about = json.loads((folder/'takes'/'my-b-sounds-b-99.wav.json').read_text(encoding='utf-8'))
-    want = dict(temperature=1.3, top_p=.8, top_k=20, repetition_penalty=1.2, seed=99)
-    assert {o: about['sampling'][o] for o in want}==want
-    assert (about['seconds'], about['overlap_ms'])==(3, 120)
+    assert about['sampling']==dict(temperature=1.3, top_p=.8, top_k=[20, 30], repetition_penalty=1.2, seed=99, min_p=.02, typical_p=.95,
+                                   penalty_context=30, gumbel=True, argmax=False)
+    assert (about['seconds'], about['overlap_ms'], about['stitch'], about['label'])==(3, 120, 'crossfade', 'bells')
+
+
+def test_until_it_ends_and_loop(opened):
+    "The sound that ends by itself, and the loop, which the player plays as one."
+    opened.choose('stitch', 'in one go')
+    opened.page.wait_for_function("!document.querySelector('.distill-loop input').disabled")
+    opened['until-end'].locator('input').check()
+    opened.page.wait_for_function("document.querySelector('.distill-loop input').disabled")
+    opened['go'].click()
+    opened.until('status', 'Done')
+    assert 0 < opened.audio_seconds() < 61
+    opened['until-end'].locator('input').uncheck()
+    opened.page.wait_for_function("!document.querySelector('.distill-loop input').disabled")
+    opened['loop'].locator('input').check()
+    opened.slide('duration', 3)
+    opened['go'].click()
+    opened.until('status', 'Done: 3 s')
+    assert opened.audio_seconds()==pytest.approx(3, abs=.01)
+    opened.page.wait_for_function("document.querySelector('audio.distill-player, .distill-player audio').loop")
+    opened['loop'].locator('input').uncheck()
 
 
 @pytest.mark.parametrize('suffix, rate, bits', [('wav', 96000, '32 bit float'), ('flac', 44100, '24 bit'),
@@ -178,7 +212,7 @@ def test_stop(trouble):
     panel = Panel(trouble, '.slow')
     panel.slide('duration', 30)
     panel['go'].click()
-    panel.until('status', 'Sampling')
+    panel.until('status', 'Generating')
     assert not panel.enabled('go') and panel.enabled('stop')
     panel['preset'].locator('select').select_option(index=3)    # the kernel is free
     trouble.wait_for_function("document.querySelector('.slow .distill-temperature .widget-readout').innerText=='1.20'", timeout=2000)
