@@ -241,7 +241,7 @@ def bench_recipes(
     if plain.held_out != ours.held_out: raise RuntimeError('the two recipes held out different files: not comparable')
     return RecipeTable(str(folder), minutes, seed, plain, ours)
 
-# %% ../nbs/12_bench.ipynb #499d61a1
+# %% ../nbs/12_bench.ipynb #0697df8c
 def untrained_model(
     vqvae: dict = None,   # fields of `VQVAEConfig` to change
     prior: dict = None,   # fields of `PriorConfig` to change
@@ -260,6 +260,7 @@ def untrained_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ConvVQVAE(cfg).eval()
+        model.norm.mean.fill_(-1.0)                                     # loud enough to have something to do for the phase
         for layer in model.quantizer.vq.layers: layer._codebook.embed.data.normal_()
         network = CodePrior(get_adaptive_prior_config(100, **{**shared, **(prior or {})})).eval()
     network.set_vectors(model.quantizer.codebooks)
@@ -664,7 +665,7 @@ def bench_seams(
     loop = LoopRow(clips, *(found[:, 0] <= 1).float().mean(0).tolist(), *found[:, 1].log().mean(0).exp().tolist())
     return SeamTable(loaded.metadata.get('name', 'model'), clips, seconds, rows, loop, loop_seconds)
 
-# %% ../nbs/12_bench.ipynb #d3a72805
+# %% ../nbs/12_bench.ipynb #81467871
 def level_and_flatness(wav) -> tuple:   # (t,) -> dB below full scale, dB below white noise
     "How loud a second is, and how much like noise"
     import torch
@@ -678,16 +679,16 @@ def measure_long(progress_callback, model=None, minutes=10.0, seed=0, device=Non
     from distill.pipeline import ClipConfig, stream_audio
     loaded = model_to_measure(model, device, vqvae, prior)
     rate, cfg, started = loaded.spectrogram_config.sample_rate, ClipConfig(60.0 * minutes), time.perf_counter()
-    rest, seconds, memory, given = torch.zeros(0), [], [], 0
+    rest, seconds, memory, given, expected = torch.zeros(0), [], [], 0, round(rate * 60 * minutes)
     for wav in stream_audio(loaded, replace(cfg, sampling=replace(cfg.sampling, seed=seed))):
         given, rest = given + len(wav), torch.cat([rest, wav])
         while len(rest) >= rate:
             seconds.append(level_and_flatness(rest[:rate]))
             rest = rest[rate:]
-        if given >= rate * 60 * minutes * (len(memory) + 1) / 10:
+        while len(memory) < 10 * given // expected:
             memory.append(peak_memory())
             progress_callback(len(memory) / 10, f'{len(seconds)} seconds streamed')
-    return dict(name=loaded.metadata.get('name', 'model'), minutes=minutes, samples=given, expected=round(rate * 60 * minutes),
+    return dict(name=loaded.metadata.get('name', 'model'), minutes=minutes, samples=given, expected=expected,
                 elapsed=time.perf_counter() - started, memory=memory, level=[a for a, _ in seconds], flatness=[b for _, b in seconds])
 
 # %% ../nbs/12_bench.ipynb #9447b824
