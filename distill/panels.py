@@ -8,10 +8,9 @@ __all__ = ['PANEL_SETTINGS', 'GREY', 'RATES', 'in_words', 'as_html', 'show_words
            'free_path', 'save_take', 'SaveRow', 'make_take', 'suggest_name', 'SoundControls', 'GeneratePanel',
            'generate_panel']
 
-# %% ../nbs/13_panels.ipynb #52e992c6
+# %% ../nbs/13_panels.ipynb #5ea1daad
 import html, importlib, io, re, threading
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -241,8 +240,8 @@ def levels_text(
     given = {name: getattr(cfg, name) for name in PER_LEVEL if isinstance(getattr(cfg, name), tuple)}
     return '; '.join(f'{name} {", ".join(map(word, values))}' for name, values in given.items())
 
-# %% ../nbs/13_panels.ipynb #29635453
-_DRAWS = [('by chance', 'chance'), ('by chance, with Gumbel noise', 'gumbel'), ('always the likeliest', 'argmax')]
+# %% ../nbs/13_panels.ipynb #2535c939
+_DRAWS = [('by chance', 'chance'), ('with Gumbel noise', 'gumbel'), ('always the likeliest', 'argmax')]
 
 def _sampling_fields():
     "How a code is drawn, and what differs from level to level"
