@@ -19,9 +19,9 @@ from .training import (Budget, Checkpoints, TrainingConfig, collection_health, e
                               pick_device, train_vqvae)
 from .vqvae import get_adaptive_vqvae_config, reconstruction_l1
 
-# %% ../nbs/08b_fitting.ipynb #fff09cb0
+# %% ../nbs/08b_fitting.ipynb #16fcf0a0
 STAGE_1_SHARE = 0.7   # of the time box
-WARM_TRAINING, WARM_VQVAE = dict(learning_rate=1e-3), dict(quantizer_warmup=0.0, decay=0.95, dead_code_share=0.35)
+WARM_TRAINING, WARM_VQVAE = dict(learning_rate=1e-3), dict(quantizer_warmup=0.0, decay=0.95)
 
 def _budget(minutes, epochs, collection, training):
     if epochs is not None and epochs < 1: raise ValueError(f'epochs={epochs}: expected at least 1')
@@ -35,7 +35,7 @@ def _rounded(x):
     if isinstance(x, (list, tuple)): return [_rounded(v) for v in x]
     return round(float(x), 4) if math.isfinite(x) else None              # JSON knows no infinity
 
-# %% ../nbs/08b_fitting.ipynb #bd12ff40
+# %% ../nbs/08b_fitting.ipynb #26193036
 def fit_codes(
     folder,                       # a folder of sounds
     minutes: float = 3.0,         # time box, reading the folder included
@@ -60,6 +60,7 @@ def fit_codes(
     if base: cfg = replace(cfg, **{**WARM_VQVAE, **(vqvae or {})})
     training = replace(training or TrainingConfig(**(WARM_TRAINING if base else {})), seed=seed)
     budget = _budget(minutes, epochs, collection, training).after(time.perf_counter() - started)
+    if checkpoints: checkpoints = checkpoints.of(base=base and base.about['created'])
     model, result = train_vqvae(collection, cfg, training, budget, device, part_of_progress(progress_callback, 0.05, 1), should_stop,
                                 base and (lambda model: start_from_base(model, base)), checkpoints, on_event)
     return LoadedVQModel(

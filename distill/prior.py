@@ -9,8 +9,9 @@ __all__ = ['LEAD', 'SECOND', 'ENCODING_SHARE', 'flatten_codes', 'unflatten_codes
            'PackedExcerpts', 'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits', 'measure_bits',
            'NextCode', 'prior_training_config', 'prior_config_for', 'train_prior']
 
-# %% ../nbs/06_prior.ipynb #f1563b0b
+# %% ../nbs/06_prior.ipynb #f2320592
 import functools
+import hashlib
 import itertools
 import math
 import random
@@ -656,7 +657,7 @@ def prior_config_for(model: ConvVQVAE, collection: MelCollection, **overrides) -
         'codebook_size': model.cfg.codebook_size, 'n_quantizers': model.cfg.n_quantizers, 'n_bands': bands,
         'code_dim': model.cfg.code_dim, 'labels': tuple(collection.label_names), **overrides})
 
-# %% ../nbs/06_prior.ipynb #9576b124
+# %% ../nbs/06_prior.ipynb #35a2c768
 ENCODING_SHARE = 0.15  # of a time box, at most, goes into encoding excerpts
 
 def train_prior(
@@ -680,7 +681,9 @@ def train_prior(
     prior_cfg = prior_cfg or prior_config_for(model, collection)
     number = {name: i + 1 for i, name in enumerate(prior_cfg.labels)}
     labels = [number.get(label, 0) for label in collection.labels]
-    if checkpoints: checkpoints = checkpoints.of(collection=collection.files.fingerprint, prior=asdict(prior_cfg))
+    if checkpoints:
+        codes = hashlib.sha256(model.quantizer.codebooks.detach().cpu().numpy().tobytes()).hexdigest()[:16]
+        checkpoints = checkpoints.of(collection=collection.files.fingerprint, prior=asdict(prior_cfg), codes=codes)
     part = lambda which, frames: file_sequences(model, excerpt([collection.mels[i] for i in which], frames), [labels[i] for i in which])
     model.to(device).eval()
     with torch.random.fork_rng():

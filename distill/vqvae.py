@@ -25,7 +25,7 @@ def latent_shape(mel_shape) -> tuple[int, int]:  # (n_mels, frames) -> (bands, c
     "The grid of a spectrogram: both sides divided by 16, rounded up"
     return tuple(math.ceil(n / STRIDE) for n in mel_shape)
 
-# %% ../nbs/04_vqvae.ipynb #57817797
+# %% ../nbs/04_vqvae.ipynb #6baea692
 @dataclass(frozen=True)
 class VQVAEConfig:
     "The shape of the autoencoder and what it is trained for"
@@ -43,7 +43,7 @@ class VQVAEConfig:
     dead_code_share: float = 0.5        # a code used less than this share of the average is replaced; 0 never
     dead_code_count: float = 0.0        # the same as an absolute count per batch, as the library has it; 0: use the share
     quantizer_warmup: float = 0.15      # share of the training before the quantizer is switched on
-    search_steps: int = 15              # steps in which the codes of a sound are improved by listening; 0: nearest codes only
+    search_steps: int = 30              # steps in which the codes of a sound are improved by listening; 0: nearest codes only
     edge: str = 'replicate'             # how a sound is continued to a whole column: "replicate" or "silence"
 
     def __post_init__(self):
