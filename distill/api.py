@@ -153,7 +153,7 @@ class _Fitting:
             return cls(fit_model(folder, minutes, epochs, seed, device, dataset, vqvae, prior,
                                  from_scratch, progress_callback or tell, stop))
 
-# %% ../nbs/14_api.ipynb #88e9c96b
+# %% ../nbs/14_api.ipynb #53fbc02d
 class _Generating:
     def generate(
         self,
@@ -178,6 +178,8 @@ class _Generating:
             clips = generate_clips(self.loaded, cfg, [first + SEED_STEP * i for i in range(count or 1)], prompt, progress_callback=tell)
         return clips[0] if count is None else clips
 
+# %% ../nbs/14_api.ipynb #873dde9d
+class _Playing:
     def stream(
         self,
         duration_s: float = None,         # seconds; None: without end
@@ -202,7 +204,7 @@ class _Generating:
         from distill.panels import generate_panel
         return generate_panel(self.loaded)
 
-# %% ../nbs/14_api.ipynb #4222095f
+# %% ../nbs/14_api.ipynb #f85df4a6
 class _Coding:
     def encode(
         self,
@@ -238,6 +240,6 @@ class _Coding:
         "Scores on the files of a folder that the model has not learned from"
         with progress_bar(progress) as tell: return evaluate_model(self.loaded, folder, tell)
 
-# %% ../nbs/14_api.ipynb #4d94e39f
-class Distill(_Files, _Fitting, _Generating, _Coding):
+# %% ../nbs/14_api.ipynb #e82e8a61
+class Distill(_Files, _Fitting, _Generating, _Playing, _Coding):
     "A model of your sounds: made from a folder or read from a file, it makes new ones"

@@ -19,7 +19,7 @@ class Column(NamedTuple):
     codes: torch.Tensor  # in time order (b, bands·q) long
     ended: torch.Tensor  # does a sound end with it (b,) bool
 
-# %% ../nbs/07a_stream.ipynb #06c34264
+# %% ../nbs/07a_stream.ipynb #68befb0b
 class _Past:
     "The columns that the context holds, and which of them are onsets"
     def __init__(self, prior, sampler, labels):
@@ -49,28 +49,30 @@ class _Past:
         codes = torch.cat([torch.from_numpy(self.context.codes[:, start:self.context.length]), tokens[:, None]], 1)
         return self.read(codes, self.onsets[:, -self.keep:], ended)
 
-    def alone(self, row):  # the states of one row's places (1, p, d), its codes (1, p, q), and the next code's level
-        "What the prior makes of one row without the others"
-        length, q = self.context.length, self.prior.cfg.n_quantizers
-        codes = F.pad(torch.from_numpy(self.context.codes[row:row + 1, :length]), (0, q - length % q)).unflatten(1, (-1, q))
-        onsets = self.onsets[row:row + 1]
-        labels = torch.full(onsets.shape, int(self.context.labels[row]))
-        codes, onsets, labels = (x.to(self.prior.vectors.device) for x in (codes, onsets, labels))
-        return self.prior.read(codes, onsets, labels), codes, length % q
+# %% ../nbs/07a_stream.ipynb #e9d0f4f4
+def _alone(past, row):  # the states of one row's places (1, p, d), its codes (1, p, q), and the next code's level
+    "What the prior makes of one row without the others"
+    context, q = past.context, past.prior.cfg.n_quantizers
+    codes = torch.from_numpy(context.codes[row:row + 1, :context.length])
+    codes = F.pad(codes, (0, q - context.length % q)).unflatten(1, (-1, q))
+    onsets = past.onsets[row:row + 1]
+    labels = torch.full(onsets.shape, int(context.labels[row]))
+    codes, onsets, labels = (x.to(past.prior.vectors.device) for x in (codes, onsets, labels))
+    return past.prior.read(codes, onsets, labels), codes, context.length % q
 
-    def settle(self, row):  # logits of the next code (k,)
-        "For a draw that is so close that the company of other rows could decide it"
-        states, codes, level = self.alone(row)
-        return self.prior.levels(states, codes, self.prior.vectors)[0, -1, level]
+def _settle(past, row):  # logits of the next code (k,)
+    "For a draw that the company of other rows could decide"
+    states, codes, level = _alone(past, row)
+    return past.prior.levels(states, codes, past.prior.vectors)[0, -1, level]
 
-    def ended(self):  # (b,) bool
-        "Let the die fall on whether the sound ends with the column at hand"
-        chance, die = self.prior.end_probability(self.context), self.sampler.uniform()
-        for row in ((chance - die).abs() < 1e-4).nonzero().flatten().tolist():
-            chance[row] = self.prior.end(self.alone(row)[0][0, -1]).sigmoid().double().item()
-        return die < chance
+def _ended(past):  # (b,) bool
+    "Let the die fall on whether the sound ends with the column at hand"
+    chance, die = past.prior.end_probability(past.context), past.sampler.uniform()
+    for row in ((chance - die).abs() < 1e-4).nonzero().flatten().tolist():
+        chance[row] = past.prior.end(_alone(past, row)[0][0, -1]).sigmoid().double().item()
+    return die < chance
 
-# %% ../nbs/07a_stream.ipynb #ec37cc23
+# %% ../nbs/07a_stream.ipynb #7d756074
 @torch.inference_mode()
 def sample_columns(
     prior: CodePrior,       # in eval mode
@@ -92,13 +94,13 @@ def sample_columns(
     while True:
         column = []
         for i in range(past.n):
-            column.append(sampler.next(logits, past.settle))
+            column.append(sampler.next(logits, lambda row: _settle(past, row)))
             if i < past.n - 1: logits = prior.step(column[-1], past.context)
-        ended = past.ended()
+        ended = _ended(past)
         yield Column(torch.stack(column, 1), ended)
         logits = past.go_on(column[-1], ended)
 
-# %% ../nbs/07a_stream.ipynb #b66eb2f4
+# %% ../nbs/07a_stream.ipynb #6e82bbbb
 def sample_one_shots(
     prior: CodePrior,
     cfg: SamplingConfig,
@@ -121,7 +123,7 @@ def sample_one_shots(
     codes = torch.stack(columns, 1)
     return [codes[i, :n] for i, n in enumerate(length.tolist())]
 
-# %% ../nbs/07a_stream.ipynb #47c32192
+# %% ../nbs/07a_stream.ipynb #3cd987e0
 @torch.inference_mode()
 def loop_surprise(
     prior: CodePrior,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STRIDE', 'SEARCH_RATE', 'SEARCH_BLOCK', 'SEARCH_MARGIN', 'latent_shape', 'VQVAEConfig', 'get_adaptive_vqvae_config',
            'VQEncoder', 'VQDecoder', 'LevelHealth', 'count_codes', 'level_health', 'health_warnings', 'Quantized',
-           'QuantizerWrapper', 'MelNorm', 'VQOutput', 'ConvVQVAE', 'codes_to_embeddings', 'vqvae_loss', 'search_codes',
-           'reconstruct_mel', 'reconstruction_l1', 'plain_vqvae_config']
+           'QuantizerWrapper', 'set_codebooks', 'MelNorm', 'VQOutput', 'ConvVQVAE', 'codes_to_embeddings', 'vqvae_loss',
+           'search_codes', 'reconstruct_mel', 'reconstruction_l1', 'plain_vqvae_config']
 
 # %% ../nbs/04_vqvae.ipynb #d112dece
 import math
@@ -154,7 +154,7 @@ class Quantized(NamedTuple):
     indices: torch.Tensor      # codes (b, p, q), whole numbers below K
     commit_loss: torch.Tensor  # mean squared distance to the code, per level (q,)
 
-# %% ../nbs/04_vqvae.ipynb #8ca8de9c
+# %% ../nbs/04_vqvae.ipynb #6b8f1dd1
 class QuantizerWrapper(nn.Module):
     "Residual vector quantization of vectors (b, p, d), with a report on its health"
     def __init__(self, cfg: VQVAEConfig):
@@ -173,16 +173,6 @@ class QuantizerWrapper(nn.Module):
     @property
     def codebooks(self):  # (q, k, d)
         return self.vq.codebooks
-
-    @torch.no_grad()
-    def set_codebooks(self, codebooks):  # (q, k, d)
-        "Begin with these codes, as if each had been used twenty times: none is taken for dead before it had a chance"
-        for layer, codes in zip(self.vq.layers, codebooks):
-            book = layer._codebook
-            book.cluster_size.fill_(20.)
-            book.embed.copy_(codes[None])
-            book.embed_avg.copy_(codes[None] * book.cluster_size[..., None])
-            book.initted.fill_(True)
 
     def set_batch(self, n_vectors: int):
         "Tell the quantizer how many vectors a training batch has, so that a dead code is one far below its fair share"
@@ -212,7 +202,23 @@ class QuantizerWrapper(nn.Module):
             raise ValueError(f'codes from {int(indices.min())} to {int(indices.max())}: this model has 0 to {top - 1}')
         return self.vq.get_output_from_indices(indices)
 
-# %% ../nbs/04_vqvae.ipynb #004d9a57
+# %% ../nbs/04_vqvae.ipynb #a2d27cae
+@torch.no_grad()
+def set_codebooks(
+    self: QuantizerWrapper,
+    codebooks,               # (q, k, d)
+):
+    "Begin with these codes, as if each had been used twenty times: none is taken for dead before it had a chance"
+    for layer, codes in zip(self.vq.layers, codebooks):
+        book = layer._codebook
+        book.cluster_size.fill_(20.)
+        book.embed.copy_(codes[None])
+        book.embed_avg.copy_(codes[None] * book.cluster_size[..., None])
+        book.initted.fill_(True)
+
+QuantizerWrapper.set_codebooks = set_codebooks
+
+# %% ../nbs/04_vqvae.ipynb #58d8705d
 class MelNorm(nn.Module):
     "Log-mels to zero mean and unit variance, and back"
     def __init__(self):
@@ -233,14 +239,14 @@ class MelNorm(nn.Module):
     def forward(self, mel): return (mel - self.mean) / self.std
     def undo(self, x): return x * self.std + self.mean
 
-# %% ../nbs/04_vqvae.ipynb #7eea4b35
+# %% ../nbs/04_vqvae.ipynb #4eb64c6e
 class VQOutput(NamedTuple):
     "One pass through the autoencoder"
     recon: torch.Tensor        # log-mel (b, 1, m, f)
     indices: torch.Tensor      # codes (b, h·w, q); None while the quantizer stands aside
     commit_loss: torch.Tensor  # per level (q,)
 
-# %% ../nbs/04_vqvae.ipynb #acca8a18
+# %% ../nbs/04_vqvae.ipynb #2da5c5e0
 class ConvVQVAE(nn.Module):
     "Log-mel spectrograms to codes and back, of any length in time"
     def __init__(self, cfg: VQVAEConfig):
@@ -281,7 +287,7 @@ class ConvVQVAE(nn.Module):
         out = self.quantize(z) if self.quantizer.active else Quantized(z, None, z.new_zeros(self.cfg.n_quantizers))
         return VQOutput(self.decode(out.quantized, mel.shape[-2:]), out.indices, out.commit_loss)
 
-# %% ../nbs/04_vqvae.ipynb #1fa6b48e
+# %% ../nbs/04_vqvae.ipynb #0a162464
 def codes_to_embeddings(
     self: ConvVQVAE,
     indices,        # codes (b, h·w, q)
@@ -294,7 +300,7 @@ def codes_to_embeddings(
 
 ConvVQVAE.codes_to_embeddings = codes_to_embeddings
 
-# %% ../nbs/04_vqvae.ipynb #780bef42
+# %% ../nbs/04_vqvae.ipynb #49baa497
 def vqvae_loss(
     model: ConvVQVAE,
     mel,               # log-mel (b, 1, m, f)
@@ -305,7 +311,7 @@ def vqvae_loss(
     loss = cfg.l1_weight * error.abs().mean() + cfg.mse_weight * error.square().mean()
     return loss + cfg.commitment_weight * out.commit_loss.sum(), out
 
-# %% ../nbs/04_vqvae.ipynb #1d40da15
+# %% ../nbs/04_vqvae.ipynb #e033f183
 SEARCH_RATE, SEARCH_BLOCK, SEARCH_MARGIN = 0.04, 64, 2  # of the vectors' deviation, falling to 0; columns at a time; and beside them
 
 def _search_block(model, mel, steps):  # (1, 1, m, f) -> codes (1, h·w, q)
@@ -339,7 +345,7 @@ def search_codes(
             found.append(codes[:, first - start:first - start + SEARCH_BLOCK])
     return torch.cat(found, 1).flatten(0, 1)
 
-# %% ../nbs/04_vqvae.ipynb #321f487a
+# %% ../nbs/04_vqvae.ipynb #8926c519
 @torch.no_grad()
 def reconstruct_mel(
     model: ConvVQVAE,
@@ -365,7 +371,7 @@ def reconstruction_l1(
     model.train(was_training)
     return total / frames
 
-# %% ../nbs/04_vqvae.ipynb #63b7fdda
+# %% ../nbs/04_vqvae.ipynb #c0782732
 def plain_vqvae_config(n_files: int, **overrides) -> VQVAEConfig:
     "The plain recipe, to measure against"
     plain = dict(code_dim=256, activation='relu', dropout=0.2, l1_weight=0.0, commitment_weight=1.0, decay=0.8,

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 NBS = {p.relative_to(ROOT/'nbs').as_posix(): p for p in sorted((ROOT/'nbs').rglob('*.ipynb'))
        if '.ipynb_checkpoints' not in p.parts}
-NUMBERED = [o for o in NBS if re.match(r'\d\d_\w+\.ipynb$', o)]
+NUMBERED = [o for o in NBS if re.match(r'\d\d[a-z]?_\w+\.ipynb$', o)]
 MODULES = {p.stem: p.read_text(encoding='utf-8') for p in sorted((ROOT/'distill').glob('*.py'))}
 SCRIPTS = sorted([ROOT/'setup.py', *ROOT.glob('.ci/*.py'), *ROOT.glob('tests/**/*.py')])
 CONFIG = ConfigParser(delimiters=['='])
@@ -171,7 +171,7 @@ def test_module(name):
 
 
 def test_every_numbered_notebook_exports_one_module():
-    assert [re.sub(r'^\d\d_|\.ipynb$', '', nb) for nb in NUMBERED]==ORDER
+    assert [re.sub(r'^\d\d[a-z]?_|\.ipynb$', '', nb) for nb in NUMBERED]==ORDER
     assert sorted(ORDER)==sorted(o for o in MODULES if o[0]!='_')
 
 
