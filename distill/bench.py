@@ -411,7 +411,7 @@ def measure_peers(loaded, folder, rounds, progress_callback) -> dict:
     waveform = [dict(row._asdict()) for row in rows]
     return dict(codes=columns * loaded.prior_config.column, prior=times, left_out=left_out, waveform=waveform, sounds=len(wavs))
 
-# %% ../nbs/12_bench.ipynb #68d30a3b
+# %% ../nbs/12_bench.ipynb #ec1c61b2
 @job
 def measure_model(progress_callback, model=None, seconds=30.0, peers=False, folder=None, rounds=3, seed=0, device=None, vqvae=None, prior=None):
     "Everything that `bench_model` tells; ready for JSON"
@@ -438,7 +438,7 @@ def measure_model(progress_callback, model=None, seconds=30.0, peers=False, fold
                 rounds=rounds, threads=torch.get_num_threads(), busy=busy, version=version, start=start, load=load, **times,
                 peak_memory=peak, peers=beside)
 
-# %% ../nbs/12_bench.ipynb #f7cb51b3
+# %% ../nbs/12_bench.ipynb #b6c2d424
 @dataclass(frozen=True)
 class ModelTable(Table):
     "Where the time goes when a model makes sound; times in seconds"
@@ -475,7 +475,7 @@ class ModelTable(Table):
 
     def __str__(self): return describe_model(self)
 
-# %% ../nbs/12_bench.ipynb #44d167dc
+# %% ../nbs/12_bench.ipynb #0f23967a
 def _describe_peers(peers):
     rows = [('', 's per s of sound', 'log-mel L1', 'multi-resolution STFT', 'ours = 1')]
     for row in peers['waveform']:
@@ -497,7 +497,7 @@ def describe_model(table: ModelTable) -> str:
             f'{format_table(rows)}\n\n{table.real_time:.1f} times faster than real time, {table.codes_per_second:,.0f} codes per second, '
             f'peak memory {table.peak_memory / 2**20:,.0f} MiB' + ('' if table.peers is None else '\n' + _describe_peers(table.peers)))
 
-# %% ../nbs/12_bench.ipynb #8eaffbd5
+# %% ../nbs/12_bench.ipynb #3151a79a
 @contextlib.contextmanager
 def _model_file(model):
     "Where another process finds a model: its file, or one that is written for it"
@@ -505,7 +505,7 @@ def _model_file(model):
     else:
         with tempfile.TemporaryDirectory() as scratch: yield str(model.save(Path(scratch) / 'model.distill'))
 
-# %% ../nbs/12_bench.ipynb #8cbabe23
+# %% ../nbs/12_bench.ipynb #e72a0d49
 def bench_model(
     model=None,               # a `.distill` file or a `LoadedVQModel`; None: an untrained one
     seconds: float = 30.0,    # of sound
@@ -525,7 +525,7 @@ def bench_model(
                     device=device and str(device), vqvae=vqvae, prior=prior)
     with _model_file(model) as path: return ModelTable(**run_apart('measure_model', dict(model=path, **settings), progress_callback))
 
-# %% ../nbs/12_bench.ipynb #d9b65de7
+# %% ../nbs/12_bench.ipynb #77d5a671
 SEAM_HOP = 128   # samples from one place to the next; seconds and columns are whole numbers of it
 
 def change_curves(
@@ -558,7 +558,7 @@ def seam_contrast(
         found.append((cell[:, half] - around.mean(1))[None])
     return torch.cat(found)
 
-# %% ../nbs/12_bench.ipynb #cbf3ef5e
+# %% ../nbs/12_bench.ipynb #5ebb8b5e
 def seam_places(
     loaded,
     cfg,           # a `ClipConfig` with a duration
@@ -576,7 +576,7 @@ def seam_places(
     slide = (prior.max_columns - prior.keep) * column
     return {**found, 'column borders': every(column, column), 'slides': every(prior.max_columns * column, slide)}
 
-# %% ../nbs/12_bench.ipynb #c413af80
+# %% ../nbs/12_bench.ipynb #852a64aa
 @dataclass(frozen=True)
 class SeamRow:
     "What happens at one kind of seam, in ratios to its surroundings: 1 is nothing"
@@ -595,7 +595,7 @@ def summarise_seams(stitch, where, contrasts) -> SeamRow:  # (seams, 2)
     none = lambda x: float(x) if math.isfinite(x) else None                   # JSON knows no NaN
     return SeamRow(stitch, where, n, none(ratio[0]), none(error[0]), none(ratio[1]), none(error[1]))
 
-# %% ../nbs/12_bench.ipynb #c932b81f
+# %% ../nbs/12_bench.ipynb #0d97f366
 @dataclass(frozen=True)
 class LoopRow:
     "The seam of loops"
@@ -618,7 +618,7 @@ def loop_contrast(
     if not inside.shape[1]: raise ValueError(f'a loop of {len(wav)} samples: expected more than {(4 * reach + 1) * SEAM_HOP}')
     return torch.stack([turn[:, 0] / inside.amax(1), turn[:, 0] / inside.log().mean(1).exp()])
 
-# %% ../nbs/12_bench.ipynb #5401f9f6
+# %% ../nbs/12_bench.ipynb #4226be2d
 @dataclass(frozen=True)
 class SeamTable(Table):
     "Where pieces meet, against everywhere else"
@@ -638,7 +638,7 @@ class SeamTable(Table):
                 f'{format_table(rows)}\n\n{loop.loops} loops of {self.loop_seconds:g} s: at the seam the sample step is within those inside '
                 f'in {loop.step_within:.0%} (ratio {loop.step:.3f}), the spectral flux in {loop.flux_within:.0%} (ratio {loop.flux:.3f})')
 
-# %% ../nbs/12_bench.ipynb #94cfad51
+# %% ../nbs/12_bench.ipynb #7edc9fdf
 def bench_seams(
     model=None,                  # a `LoadedVQModel` or a `.distill` file; None: an untrained one
     clips: int = 20,
@@ -665,7 +665,7 @@ def bench_seams(
     loop = LoopRow(clips, *(found[:, 0] <= 1).float().mean(0).tolist(), *found[:, 1].log().mean(0).exp().tolist())
     return SeamTable(loaded.metadata.get('name', 'model'), clips, seconds, rows, loop, loop_seconds)
 
-# %% ../nbs/12_bench.ipynb #81467871
+# %% ../nbs/12_bench.ipynb #dd64ed49
 def level_and_flatness(wav) -> tuple:   # (t,) -> dB below full scale, dB below white noise
     "How loud a second is, and how much like noise"
     import torch
@@ -691,7 +691,7 @@ def measure_long(progress_callback, model=None, minutes=10.0, seed=0, device=Non
     return dict(name=loaded.metadata.get('name', 'model'), minutes=minutes, samples=given, expected=expected,
                 elapsed=time.perf_counter() - started, memory=memory, level=[a for a, _ in seconds], flatness=[b for _, b in seconds])
 
-# %% ../nbs/12_bench.ipynb #9447b824
+# %% ../nbs/12_bench.ipynb #89cc4f2f
 @dataclass(frozen=True)
 class LongTable(Table):
     "A long stream"
@@ -732,7 +732,7 @@ class LongTable(Table):
 
     def __str__(self): return describe_long(self)
 
-# %% ../nbs/12_bench.ipynb #c3112070
+# %% ../nbs/12_bench.ipynb #5db44e38
 def describe_long(table: LongTable) -> str:
     "The table as a text for people"
     def row(title, values):
@@ -746,7 +746,7 @@ def describe_long(table: LongTable) -> str:
             f'{"it drifts" if table.drifts else "no drift"}\nlength: {table.samples:,} samples, ' + ('exact' if not off else f'{off:+,} too many or too few') +
             f'\npeak memory: {table.memory[0] / 2**20:,.0f} MiB after a tenth, {table.memory[-1] / 2**20:,.0f} MiB at the end')
 
-# %% ../nbs/12_bench.ipynb #b1b681b8
+# %% ../nbs/12_bench.ipynb #cf3b87fb
 def bench_long(
     model=None,               # a `LoadedVQModel` or a `.distill` file; None: an untrained one
     minutes: float = 10.0,
@@ -761,7 +761,7 @@ def bench_long(
     settings = dict(minutes=minutes, seed=seed, device=device and str(device), vqvae=vqvae, prior=prior)
     with _model_file(model) as path: return LongTable(**run_apart('measure_long', dict(model=path, **settings), progress_callback))
 
-# %% ../nbs/12_bench.ipynb #51b5c7e7
+# %% ../nbs/12_bench.ipynb #a425e5f7
 @dataclass(frozen=True)
 class SeedTable(Table):
     "The same seeds in batches of several sizes"

@@ -126,6 +126,7 @@ def test_model_without_prior(toy, tmp_path):
     path = replace(toy, prior=None, prior_config=None).save(tmp_path/'half.distill')
     with pytest.raises(ValueError, match='half.distill has no prior.*train-prior'): model_to_measure(path)
     with pytest.raises(RuntimeError, match='has no prior'): bench_long(path, minutes=0.05)
+    with pytest.raises(RuntimeError, match='there is no file'): bench_model(tmp_path/'no.distill')
 
 
 def test_where_the_time_goes(toy):
