@@ -282,7 +282,7 @@ class StepWeights:
         self.heads = [_dense(head.T, None, levels.norm2) for head in weight]
         self.vectors, self.tables = array(prior.vectors), np.arange(prior.cfg.n_quantizers) * prior.cfg.codebook_size
 
-# %% ../nbs/06_prior.ipynb #b91e037a
+# %% ../nbs/06_prior.ipynb #8fbf157d
 class Context:
     "What the prior remembers of sequences that are sampled side by side"
     def __init__(
@@ -296,7 +296,7 @@ class Context:
         shape = (cfg.n_layers, batch_size, cfg.n_heads, cfg.max_columns * cfg.n_bands, cfg.d_model // cfg.n_heads)
         self.keys, self.values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self.cfg, self.batch_size, self.asked = cfg, batch_size, False
-        self.labels = np.zeros(batch_size, np.int64) if labels is None else np.array(labels)
+        self.labels = np.zeros(batch_size, np.int64) if labels is None else labels.cpu().numpy()
         self.onsets = np.ones((batch_size, 1), np.float32)                       # of the column at hand
         self.next_onsets = np.zeros_like(self.onsets)                            # of the one after it
         self.back = 2 * cfg.n_bands - np.array(neighbours(cfg.n_bands))
@@ -307,7 +307,7 @@ class Context:
 
     def begin(self, onsets):  # (b,) bool
         "Say which rows begin a new sound with the column that comes next"
-        self.next_onsets = np.array(onsets, np.float32).reshape(-1, 1)
+        self.next_onsets = onsets.cpu().numpy().astype(np.float32).reshape(-1, 1)
 
 # %% ../nbs/06_prior.ipynb #756d2aa4
 def _attend(context, i, place, q, k, v):  # layer, place; (b, heads, d / heads) each -> (b, d)

@@ -62,17 +62,17 @@ def w(): return workshop()
 def small_networks(monkeypatch):
     "What is learned in this process is small."
     import distill.fitting as fitting
-    for name, part in ('fit_codes', 'vqvae'), ('fit_prior', 'prior'):
-        monkeypatch.setattr(fitting, name, partial(getattr(fitting, name), **{part: SMALL[part]}))
+    for name, parts in ('fit_model', ['vqvae', 'prior']), ('fit_codes', ['vqvae']), ('fit_prior', ['prior']):
+        monkeypatch.setattr(fitting, name, partial(getattr(fitting, name), **{part: SMALL[part] for part in parts}))
 
 
 @contextmanager
 def signals_at(number, when, times=1):
-    "Progress that sends this process a signal, once (or more often) its text and fraction are as wanted."
+    "Progress that sends this process a signal (or several) as soon as its text and fraction are as wanted."
     left = times
     def tell(fraction, text):
         nonlocal left
-        if left and when(fraction, text):
+        while left and when(fraction, text):
             left -= 1
             signal.raise_signal(number)
     yield tell
@@ -189,6 +189,7 @@ def small_base(monkeypatch):
     "A base model that is learned in this process is small, too."
     import distill.base
     from distill.vqvae import VQVAEConfig
+    monkeypatch.setattr(distill.base, 'fit_codebooks', partial(distill.base.fit_codebooks, batches=2))
     monkeypatch.setattr(distill.base, 'pretrain', partial(distill.base.pretrain, n_synthesised=4, cfg=VQVAEConfig(channels=(4, 8, 8, 16))))
 
 
@@ -203,10 +204,17 @@ def test_pretrain(w, tmp_path, small_base):
     assert report('pretrain', w.sounds, '-o', tmp_path/'b', '--steps', 1, '--device', 'cpu')['model'].endswith('b.safetensors')
 
 
-@pytest.mark.parametrize('when, kept', [(lambda fraction, text: fraction<0.03, False), (lambda fraction, text: fraction>0.9, True)], ids=['early', 'late'])
-def test_interrupted_pretraining(w, tmp_path, monkeypatch, small_base, when, kept):
-    monkeypatch.setattr(cli, 'progress', partial(signals_at, signal.SIGINT, when))
-    done = run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 30, '--device', 'cpu', '--json')
+@pytest.mark.parametrize('l1, kept', [(0.5, True), (float('inf'), False)], ids=['late', 'early'])
+def test_interrupted_pretraining(w, tmp_path, monkeypatch, small_base, l1, kept):
+    "What was learned is written; before there is a score, nothing is."
+    import distill.base
+    pretrain = distill.base.pretrain
+    def interrupted(*args, **kw):
+        base = pretrain(*args, **kw)
+        return base._replace(about=dict(base.about, held_out_log_mel_l1=[0.7, l1]))
+    monkeypatch.setattr(distill.base, 'pretrain', interrupted)
+    monkeypatch.setattr(cli, 'progress', partial(signals_at, signal.SIGINT, lambda fraction, text: fraction>0.5))
+    done = run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 10, '--device', 'cpu', '--json')
     answer = json.loads(done.stdout)
     assert done.exit_code==130 and answer['error']=='interrupted' and (tmp_path/'base.safetensors').exists()==kept==('model' in answer)
 
@@ -218,18 +226,18 @@ READING = lambda fraction, text: text.startswith('Reading')
 
 
 @pytest.mark.parametrize('number, code, when, saved, has_prior', [
-    (signal.SIGINT, 130, READING, False, None), (signal.SIGINT, 130, EARLY, False, None),
+    (signal.SIGINT, 130, READING, False, None), (signal.SIGINT, 130, EARLY, True, False),
     (signal.SIGINT, 130, LATE, True, False), (signal.SIGTERM, 143, LATE, True, False), (signal.SIGINT, 130, PRIOR, True, True)],
     ids=['reading', 'early', 'late', 'terminated', 'prior'])
 def test_interrupted_fit_keeps_what_was_learned(w, tmp_path, monkeypatch, number, code, when, saved, has_prior):
     monkeypatch.setattr(cli, 'progress', partial(signals_at, number, when))
     old = tmp_path/'a.distill'
     old.write_bytes(b'old')
-    done = run('fit', w.sounds, '-o', old, '--epochs', 8 if saved else 200, '--json')    # before there are codes, nothing is learned
+    done = run('fit', w.sounds, '-o', old, '--epochs', 8, '--json')
     answer = json.loads(done.stdout)
     assert done.exit_code==code and answer['error']=='interrupted' and 'Traceback' not in done.stderr
     assert (old.read_bytes()!=b'old')==saved==('model' in answer)
-    if saved: assert bool(report('info', old)['prior_config'])==has_prior
+    if saved: assert bool(report('info', old)['prior_config'])==has_prior and 'Stage 1' in run('info', old).stdout
     assert sorted(p.name for p in tmp_path.iterdir())==['a.distill']    # no temporary file is left
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -252,7 +260,7 @@ def test_ctrl_c_in_a_real_process(w, tmp_path):
         lines += p.stderr.readlines()
         assert p.wait(60)==130
     text = ''.join(lines)
-    assert 'Traceback' not in text and lines[-1].startswith('interrupted') and not list(tmp_path.iterdir())
+    assert 'Traceback' not in text and lines[-1].startswith('interrupted: what was learned so far is in') and (tmp_path/'a.distill').exists()
 
 
 # --- generating
