@@ -266,11 +266,13 @@ def crossfade_chunks(
         start += len(chunk) - overlap
     return (out / weight)[:n_samples]
 
-# %% ../nbs/09_pipeline.ipynb #5391b581
+# %% ../nbs/09_pipeline.ipynb #9a92b5ec
 def _crossfaded(loaded, cfg, request, seed, tell, should_stop, batch_size):
     "One sound of independent pieces"
     rate, columns = loaded.spectrogram_config.sample_rate, loaded.prior_config.max_columns
-    overlap, chunk = round(rate * cfg.overlap_ms / 1000), columns * _column_samples(loaded)
+    overlap = round(rate * cfg.overlap_ms / 1000)
+    columns = max(columns, math.ceil(2 * overlap / _column_samples(loaded)))          # a piece has room for both of its fades
+    chunk = columns * _column_samples(loaded)
     n, pieces = max(1, math.ceil((request.n_samples - overlap) / (chunk - overlap))), []
     for first in range(0, n, batch_size):
         seeds = range(seed + first, seed + min(first + batch_size, n))
