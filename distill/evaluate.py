@@ -11,7 +11,7 @@ __all__ = ['BANDS', 'DEPTH', 'POOL', 'CHANCE', 'INTENDED_USE', 'RIGHTS', 'Unseen
            'describe_memorisation', 'memorisation_page', 'show_memorisation', 'find_copies', 'describe_evaluation',
            'EvaluationReport', 'report_as_dict', 'show_evaluation', 'evaluate_model', 'model_card']
 
-# %% ../nbs/11_evaluate.ipynb #34a80e5f
+# %% ../nbs/11_evaluate.ipynb #dd9791ab
 import html
 import math
 import random
@@ -25,7 +25,7 @@ from .dataset import label_files
 from .model import LoadedVQModel
 from .pipeline import Clip, ClipConfig, generate_clips
 from .prior import file_sequences, measure_bits
-from .spectrogram import AudioSpectrogram, log_mel_l1, multi_resolution_stft, show_mel
+from .spectrogram import AudioSpectrogram, log_mel_l1, multi_resolution_stft
 from .training import excerpt, part_of_progress
 from .vqvae import STRIDE, count_codes, health_warnings, level_health, reconstruct_mel
 
@@ -79,7 +79,7 @@ def _stft_distance(wav, reference, piece=60 * 48_000):  # waveforms (t,) -> a fl
     parts = [(len(b), multi_resolution_stft(a, b)) for a, b in zip(wav.split(piece), reference.split(piece))]
     return sum(n * value for n, value in parts) / len(reference)
 
-# %% ../nbs/11_evaluate.ipynb #c0d0a11c
+# %% ../nbs/11_evaluate.ipynb #3dff2925
 class FileScore(NamedTuple):
     "What one file lost"
     name: str            # path in its folder
@@ -100,8 +100,8 @@ def score_file(
     mel = spectrogram.waveform_to_mel(wav)                            # (m, f)
     drawn = reconstruct_mel(loaded.model, mel).to(mel.device)
     heard, best = (rebuild(spectrogram, m, len(wav)) for m in (drawn, mel))
-    return FileScore(file.name, mel.shape[-1], log_mel_l1(drawn, mel), log_mel_l1(heard.mel, mel), log_mel_l1(best.mel, mel),
-                     _stft_distance(heard.wav, wav), _stft_distance(best.wav, wav))
+    nats = [log_mel_l1(other, mel) for other in (drawn, heard.mel, best.mel)]
+    return FileScore(file.name, mel.shape[-1], *nats, *(_stft_distance(x.wav, wav) for x in (heard, best)))
 
 # %% ../nbs/11_evaluate.ipynb #4730eb2f
 class LevelScore(NamedTuple):
@@ -198,7 +198,7 @@ def moment_frames(loaded: LoadedVQModel, files) -> int:  # reports of the traini
     frames = sorted(f.seconds * cfg.sample_rate / cfg.hop_length for f in files)[len(files) // 4]
     return POOL * round(min(max(frames, STRIDE), cfg.sample_rate / cfg.hop_length) / POOL)
 
-# %% ../nbs/11_evaluate.ipynb #eb54d891
+# %% ../nbs/11_evaluate.ipynb #e4cca285
 class Moments(NamedTuple):
     "Moments of short sounds"
     vectors: torch.Tensor  # (n, d) of `level_free`
@@ -216,7 +216,7 @@ def cut_moments(
         mel = F.pad(mel, (0, max(0, length - mel.shape[-1])), value=floor)
         peaks = mel.amax(0).unfold(0, length, length // 4)                                    # (n, length)
         peak = peaks.amax(1)
-        sounding = (peaks > peak[:, None] - 5).float().mean(1) > 0.3                          # some of it is more than a tail
+        sounding = (peaks > peak[:, None] - 5).float().mean(1) > 0.3                   # more than the end of a tail
         keep = (sounding & (peak > max(floor + 5, mel.max() - 5))).nonzero()[:, 0]
         found.append((level_free(mel, length, length // 4)[keep], torch.full_like(keep, i), keep * (length // 4)))
     return Moments(*map(torch.cat, zip(*found)))
@@ -239,7 +239,7 @@ class Estimate(NamedTuple):
 
     def __str__(self): return f'{self.value:.3f} ± {self.error:.3f}'
 
-# %% ../nbs/11_evaluate.ipynb #8997acbf
+# %% ../nbs/11_evaluate.ipynb #18851614
 def _group_sums(table, rows, columns):  # pairwise (n, m), groups of both (n,), (m,) -> sums over pairs of groups (g, h)
     one_hot = lambda groups: F.one_hot(groups, int(groups.max()) + 1).to(table.dtype)
     return one_hot(rows).mT @ table @ one_hot(columns)
@@ -247,7 +247,8 @@ def _group_sums(table, rows, columns):  # pairwise (n, m), groups of both (n,), 
 class _Within:
     "Means over the pairs of one set that are not of one source"
     def __init__(self, table, groups):
-        self.sums, self.count = (_group_sums(t, groups, groups).fill_diagonal_(0) for t in (table, torch.ones_like(table)))
+        sums = [_group_sums(t, groups, groups) for t in (table, torch.ones_like(table))]
+        self.sums, self.count = (s.fill_diagonal_(0) for s in sums)
 
     def mean(self): return self.sums.sum() / self.count.sum()
     def without_each(self):  # (g,)
@@ -365,7 +366,7 @@ def copied_share(
     for _ in range(draws): shares.append((pick(made) < copy_bound(pick(fresh), copies.values)).float().mean())
     return (generated.values < bound).float().mean().item(), torch.stack(shares).quantile(0.05).item()
 
-# %% ../nbs/11_evaluate.ipynb #b6980d68
+# %% ../nbs/11_evaluate.ipynb #8e6f3e7b
 def longest_run(flags) -> int:  # booleans -> how many True in a row
     "The longest unbroken stretch"
     longest = run = 0
@@ -386,7 +387,7 @@ def same_columns(
     "Compare two sounds code by code"
     floor, frames = loaded.spectrogram.cfg.log_floor, mel.shape[-1]
     first, last = (min(max(x, 0), other.shape[-1]) for x in (at, at + frames))
-    before = min(max(-at, 0), frames)                                                          # silence where the file is not
+    before = min(max(-at, 0), frames)                                           # silence where the file is not
     other = F.pad(other[:, first:last], (before, frames - before - (last - first)), value=floor)
     other = torch.where(other > floor + 1e-3, other + level, other).clamp(min=floor)
     model, parts = loaded.model, []
@@ -413,7 +414,7 @@ class CopyPair:
         "Everything but the sounds"
         return {k: getattr(self, k) for k in ('clip', 'clip_start', 'file', 'file_start', 'distance', 'run')}
 
-# %% ../nbs/11_evaluate.ipynb #2f0a112f
+# %% ../nbs/11_evaluate.ipynb #6677a558
 @dataclass(frozen=True)
 class MemorisationReport:
     "Whether generated sounds are copies of training sounds"
@@ -440,7 +441,8 @@ class MemorisationReport:
 
     def to_dict(self) -> dict:   # ready for JSON
         "Everything but the sounds"
-        plain = {k: getattr(self, k) for k in ('moment_seconds', 'bound', 'share', 'at_least', 'sensitivity', 'n_held_out', 'runs')}
+        names = 'moment_seconds bound share at_least sensitivity n_held_out runs'.split()
+        plain = {k: getattr(self, k) for k in names}
         return dict(plain, copies=self.copies, verdict=self.verdict, pairs=[p.to_dict() for p in self.pairs],
                     distances={k: [round(v, 4) for v in values] for k, values in self.distances.items()})
 
@@ -448,17 +450,20 @@ class MemorisationReport:
         "Draw the distributions and the nearest pairs; returns the axes"
         return show_memorisation(self, n)
 
-# %% ../nbs/11_evaluate.ipynb #955671a1
+# %% ../nbs/11_evaluate.ipynb #4677a389
 def describe_verdict(report: MemorisationReport) -> str:
     "The verdict in words"
     r, few = report, ''
-    if r.n_held_out < 5: few = f' Only {r.n_held_out} held-out file{"s" * (r.n_held_out > 1)} to compare with: take this as a hint.'
+    if r.n_held_out < 5:
+        few = f' Only {r.n_held_out} held-out file{"s" * (r.n_held_out > 1)} to compare with: take this as a hint.'
     if r.copies is None:
-        return (f'Cannot be told: only {r.sensitivity:.0%} of the moments of true copies stand out from new sounds of this collection, '
-                'which are as near to its training files. Listen to the pairs.' + few)
-    what = f'{r.share:.0%} of the generated moments are as near to a training sound as copies are; of new sounds it would be at most {CHANCE:.0%}'
+        return (f'Cannot be told: only {r.sensitivity:.0%} of the moments of true copies stand out from new sounds of '
+                f'this collection, which are as near to its training files. Listen to the pairs.{few}')
+    what = (f'{r.share:.0%} of the generated moments are as near to a training sound as copies are; '
+            f'of new sounds it would be at most {CHANCE:.0%}')
     if not r.copies: return f'No sign of copying: {what}.{few}'
-    return f'It copies: {what} (surely more than {r.at_least:.0%}). Learn from more files, or train the prior for less time.{few}'
+    return (f'It copies: {what} (surely more than {r.at_least:.0%}). '
+            f'Learn from more files, or train the prior for less time.{few}')
 
 def describe_memorisation(report: MemorisationReport) -> str:
     "The report as a text for people"
@@ -467,10 +472,11 @@ def describe_memorisation(report: MemorisationReport) -> str:
     lines += [_row(title, [values[k] for k in ('generated', 'new', 'copies')], form) for title, values, form in (
         ('distance, nats', median, '{:.2f}'.format), ('same columns', report.runs, '{:.1f}'.format))]
     for p in report.pairs[:3]:
-        lines.append(f'clip {p.clip} at {p.clip_start:.2f} s is {p.distance:.2f} nats from {p.file} at {p.file_start:.2f} s')
+        lines.append(f'clip {p.clip} at {p.clip_start:.2f} s is {p.distance:.2f} nats '
+                     f'from {p.file} at {p.file_start:.2f} s')
     return '\n'.join(lines)
 
-# %% ../nbs/11_evaluate.ipynb #c90954c9
+# %% ../nbs/11_evaluate.ipynb #997dbfa2
 def memorisation_page(
     report: MemorisationReport,
     n: int = 6,                  # pairs to play
@@ -478,7 +484,8 @@ def memorisation_page(
     "The verdict, and generated moments beside their nearest training moments, to listen to"
     rows = ''.join(
         f'<tr><td>clip {p.clip}, {p.clip_start:.2f} s<br>{p.generated._repr_html_()}</td>'
-        f'<td>{html.escape(p.file)}, {p.file_start:.2f} s<br>{p.training._repr_html_()}</td><td>{p.distance:.2f} nats</td></tr>'
+        f'<td>{html.escape(p.file)}, {p.file_start:.2f} s<br>{p.training._repr_html_()}</td>'
+        f'<td>{p.distance:.2f} nats</td></tr>'
         for p in report.pairs[:n])
     return (f'<p>{html.escape(report.verdict)}</p><table><tr><th>generated</th><th>nearest training moment</th>'
             f'<th>distance</th></tr>{rows}</table>')
@@ -490,26 +497,29 @@ def show_memorisation(
     "The three distributions of distances, and the spectrograms of the nearest pairs"
     import matplotlib.pyplot as plt
     n = min(n, len(report.pairs))
-    axes = plt.figure(figsize=(3 + 1.7 * n, 2.8), layout='constrained').subplot_mosaic(
-        [['all', *(f'clip {i}' for i in range(n))], ['all', *(f'file {i}' for i in range(n))]], width_ratios=[3, *[1.7] * n])
+    plan = [['all', *(f'{what} {i}' for i in range(n))] for what in ('clip', 'file')]
+    figure = plt.figure(figsize=(3 + 1.7 * n, 2.8), layout='constrained')
+    axes = figure.subplot_mosaic(plan, width_ratios=[3, *[1.7] * n])
     for kind, values in report.distances.items():
         axes['all'].ecdf(values, label=kind, lw=2.5 if kind == 'generated' else 1.2)
     axes['all'].axvline(report.bound, color='0.6', ls=':', label='bound')
     axes['all'].set(xlabel='distance to the nearest training moment, nats', ylabel='share of moments', xlim=(0, None))
-    axes['all'].legend(fontsize=7)
+    axes['all'].legend(fontsize=7, loc='lower right')
     for i, pair in enumerate(report.pairs[:n]):
         pair.generated.show(axes[f'clip {i}']).set_title(f'clip {pair.clip}, {pair.distance:.2f} nats', fontsize=7)
         pair.training.show(axes[f'file {i}']).set_title(pair.file[-24:], fontsize=7)
         for ax in (axes[f'clip {i}'], axes[f'file {i}']): ax.set(xlabel='', ylabel='', xticks=[], yticks=[])
     return list(axes.values())
 
-# %% ../nbs/11_evaluate.ipynb #a2a343c3
+# %% ../nbs/11_evaluate.ipynb #7cbb7a8d
 def _row(title, values, form): return f'{title:<16}' + ''.join(f'{"–" if v is None else form(v):>10}' for v in values)
 
 def _piece(wav, start, length, cfg):  # a moment of a waveform as a `Clip`, silence where there is none; in frames
     index = torch.arange(start * cfg.hop_length, (start + length) * cfg.hop_length)
     inside = (index >= 0) & (index < len(wav))
-    return Clip(torch.where(inside, wav[index.clamp(0, len(wav) - 1)], 0.0), cfg.sample_rate)
+    edge = torch.linspace(0, length * cfg.hop_length / 480, len(index))                        # 10 ms, lest it clicks
+    piece = torch.where(inside, wav[index.clamp(0, len(wav) - 1)], 0.0)
+    return Clip(piece * edge.clamp(max=1) * edge.flip(0).clamp(max=1), cfg.sample_rate)
 
 def _nearest(moments, found, sounds) -> list:  # the number of the nearest moment of each source
     groups, order = _groups(moments, sounds), found.distance.argsort(descending=True)
@@ -521,7 +531,7 @@ def _run(loaded, mel, other, start, there, length):  # a sound, a training file,
         return x[:, first:max(first + 1, at + length)].exp().mean().log().item()
     return longest_run(same_columns(loaded, mel, other, there - start, loudness(mel, start) - loudness(other, there)))
 
-# %% ../nbs/11_evaluate.ipynb #5ee98bed
+# %% ../nbs/11_evaluate.ipynb #5bfbdc2e
 def find_copies(
     loaded: LoadedVQModel,
     files: Unseen,             # what the model has learned from, and what it has not
@@ -537,7 +547,8 @@ def find_copies(
     moments = {k: cut_moments(kinds[k], length, floor) for k in ('generated', 'new', 'copies')}
     if not all(len(m.sound) for m in moments.values()): return None
     search = MomentSearch(loaded, torch.cat([m.vectors for m in moments.values()]), length)
-    for i, mel in enumerate((_mel(loaded, f) for f in files.learned) if training_mels is None else training_mels): search.look(i, mel)
+    if training_mels is None: training_mels = (_mel(loaded, file) for file in files.learned)
+    for i, mel in enumerate(training_mels): search.look(i, mel)
     sizes = [len(m.sound) for m in moments.values()]
     found = dict(zip(moments, map(Match._make, zip(*(x.split(sizes) for x in search.found)))))
     distances = {k: Distances(found[k].distance, _groups(m, kinds[k])) for k, m in moments.items()}
@@ -549,7 +560,7 @@ def find_copies(
         (distances['copies'].values <= bound).float().mean().item(), len(set(kinds['new'].sources)),
         {k: tuple(d.values.tolist()) for k, d in distances.items()}, runs, pairs)
 
-# %% ../nbs/11_evaluate.ipynb #97d6df94
+# %% ../nbs/11_evaluate.ipynb #3b5c4a98
 def _pairs_and_runs(loaded, learned, kinds, moments, found, clips, length):
     "A `CopyPair` for each clip, the nearest first; the mean run of each kind of sounds, of at most 16 sources"
     cfg, runs, pairs = loaded.spectrogram.cfg, {}, []
@@ -562,16 +573,18 @@ def _pairs_and_runs(loaded, learned, kinds, moments, found, clips, length):
             other = loaded.spectrogram.waveform_to_mel(wav.to(loaded.device)).cpu()
             lengths.append(_run(loaded, kinds[kind].mels[sound], other, start, there, length))
             if kind != 'generated': continue
-            pairs.append(CopyPair(sound, seconds(start), learned[file].name, seconds(there), found[kind].distance[n].item(), lengths[-1],
-                                  _piece(clips[sound].wav.cpu(), start, length, cfg), _piece(wav, there, length, cfg)))
+            heard = [_piece(w, at, length, cfg) for w, at in ((clips[sound].wav.cpu(), start), (wav, there))]
+            pairs.append(CopyPair(sound, seconds(start), learned[file].name, seconds(there),
+                                  found[kind].distance[n].item(), lengths[-1], *heard))
         runs[kind] = sum(lengths) / len(lengths)
     return tuple(sorted(pairs, key=lambda p: p.distance)), runs
 
 def _references(loaded, files, seed, n=48):  # `Sounds` by kind
     training, held_out = cut_sounds(loaded, files.learned, n, seed + 1), cut_sounds(loaded, files.scored, n, seed)
-    return dict(training=training, held_out=held_out, new=through_codes(loaded, held_out), copies=through_codes(loaded, training))
+    new, copies = through_codes(loaded, held_out), through_codes(loaded, training)
+    return dict(training=training, held_out=held_out, new=new, copies=copies)
 
-# %% ../nbs/11_evaluate.ipynb #1aa3574d
+# %% ../nbs/11_evaluate.ipynb #65107d7e
 def _bits_lines(r) -> list:
     "What the prior knows, in text"
     if r.bits_per_code is None: return ['', 'no prior yet, so no bits per code']
@@ -587,7 +600,8 @@ def _generated_lines(r) -> list:
     "What it makes, in text"
     if r.generated is None: return []
     g, show = r.generated, lambda estimate: 'too few sounds' if estimate is None else str(estimate)
-    lines = ['', f'{r.n_clips} clips generated', f'kernel distance {show(g.distance)}; of new sounds {show(g.new)}, held-out {show(g.held_out)}',
+    lines = ['', f'{r.n_clips} clips generated',
+             f'kernel distance {show(g.distance)}; of new sounds {show(g.new)}, held-out {show(g.held_out)}',
              f'diversity {show(g.diversity)} of that of the training sounds']
     return lines + (['', str(r.memorisation)] if r.memorisation else [])
 
@@ -640,7 +654,7 @@ class EvaluationReport:
     def to_dict(self) -> dict: return report_as_dict(self)
     def show(self, axes=None): return show_evaluation(self, axes)
 
-# %% ../nbs/11_evaluate.ipynb #16747984
+# %% ../nbs/11_evaluate.ipynb #0b880f05
 def report_as_dict(
     report: EvaluationReport,
 ) -> dict:                     # only text, numbers, lists: ready for JSON
@@ -649,7 +663,8 @@ def report_as_dict(
     found = {k: plain(list(v) if isinstance(v, tuple) and k in ('files', 'levels', 'warnings') else v)
              for k, v in vars(report).items()}
     if report.generated: found['generated'] = {k: v and v._asdict() for k, v in report.generated._asdict().items()}
-    return dict(found, gain=report.gain, gap=report.gap, memorisation=report.memorisation and report.memorisation.to_dict())
+    if report.memorisation: found['memorisation'] = report.memorisation.to_dict()
+    return dict(found, gain=report.gain, gap=report.gap)
 
 def show_evaluation(
     report: EvaluationReport,
@@ -671,7 +686,7 @@ def show_evaluation(
     for ax in axes: ax.legend(fontsize=7, loc='lower right' if ax is axes[1] else 'best')
     return axes
 
-# %% ../nbs/11_evaluate.ipynb #80d90217
+# %% ../nbs/11_evaluate.ipynb #7dc0a19e
 class _Training:
     "Reads the training files one after the other, and keeps what the scores need"
     def __init__(self, loaded, files):
@@ -680,8 +695,9 @@ class _Training:
         self.beginning = _beginning(loaded, files, 60_000)                   # as `fit` counts the unigram
 
     def mels(self, progress_callback):
+        n = len(self.files)
         for i, file in enumerate(self.files):
-            if progress_callback: progress_callback(i / len(self.files), f'Reading {i + 1}/{len(self.files)}: {file.name}')
+            if progress_callback: progress_callback(i / n, f'Reading {i + 1}/{n}: {file.name}')
             mel = _mel(self.loaded, file)
             self.count(mel)
             self.starts[file.name] = self.beginning(mel)
@@ -694,7 +710,7 @@ class _Training:
             indices = model.quantize(model.encode(piece.to(model.device)[None, None])).indices
             self.counts += count_codes(indices, model.cfg.codebook_size)
 
-# %% ../nbs/11_evaluate.ipynb #cbc85bf2
+# %% ../nbs/11_evaluate.ipynb #29f25dfe
 def evaluate_model(
     loaded: LoadedVQModel,
     folder,                   # a folder of sounds: the one that it was made from, or any other
@@ -708,20 +724,23 @@ def evaluate_model(
     files = scan_folder(folder, progress_callback=part(0, 0.1))
     unseen = unseen_files(loaded, files)
     scores, starts = _score_files(loaded, unseen.scored, part(0.1, 0.4))
-    clips = generate_clips(loaded, clip, range(seed, seed + n_clips), progress_callback=part(0.4, 0.7)) if n_clips and loaded.prior else []
+    seeds = range(seed, seed + n_clips) if loaded.prior else ()
+    clips = generate_clips(loaded, clip, seeds, progress_callback=part(0.4, 0.7)) if seeds else []
     training = _Training(loaded, unseen.learned or unseen.scored)
     made, copies = _compare(loaded, unseen, clips, training.mels(part(0.7, 0.95)), seed)
     health, bits = level_health(training.counts), _bits(loaded, training.starts if unseen.learned else {}, starts)
     if progress_callback: progress_callback(1.0, f'{len(scores)} files scored')
-    frames = sum(s.frames for s in scores)
-    means = {k: sum(getattr(s, k) * s.frames for s in scores) / frames for k in ('mel', 'wave', 'ceiling', 'stft', 'stft_ceiling')}
+    frames, names = sum(s.frames for s in scores), ('mel', 'wave', 'ceiling', 'stft', 'stft_ceiling')
+    means = {k: sum(getattr(s, k) * s.frames for s in scores) / frames for k in names}
     return EvaluationReport(
-        loaded.metadata.get('name', 'model'), str(files.folder), tuple(scores), len(unseen.learned), sum(f.seconds for f in unseen.scored),
-        **means, levels=tuple(LevelScore(h.utilisation, h.perplexity, *pair) for h, pair in zip(health, bits.by_level)),
+        loaded.metadata.get('name', 'model'), str(files.folder), tuple(scores), len(unseen.learned),
+        sum(f.seconds for f in unseen.scored), **means,
+        levels=tuple(LevelScore(h.utilisation, h.perplexity, *pair) for h, pair in zip(health, bits.by_level)),
         bits_per_code=bits.held_out, unigram_bits_per_code=bits.unigram, train_bits_per_code=bits.training,
-        warnings=tuple(health_warnings(health, loaded.vqvae_config.codebook_size)), n_clips=len(clips), generated=made, memorisation=copies)
+        warnings=tuple(health_warnings(health, loaded.vqvae_config.codebook_size)),
+        n_clips=len(clips), generated=made, memorisation=copies)
 
-# %% ../nbs/11_evaluate.ipynb #3f65b6c0
+# %% ../nbs/11_evaluate.ipynb #8ab64022
 def _score_files(loaded, files, progress_callback):
     "A `FileScore` for each, and the spectrograms that bits are measured on: two minutes of them"
     scores, starts, beginning = [], {}, _beginning(loaded, files, 12_000)
@@ -737,66 +756,77 @@ def _compare(loaded, unseen, clips, training_mels, seed):
     if clips:
         real = unseen if unseen.learned else Unseen(unseen.scored, unseen.scored)     # a folder from elsewhere
         kinds, length = _references(loaded, real, seed), moment_frames(loaded, real.learned)
-        made = score_generated(dict(kinds, generated=clip_sounds(loaded, clips)), length, loaded.spectrogram.cfg.log_floor)
+        kinds['generated'] = clip_sounds(loaded, clips)
+        made = score_generated(kinds, length, loaded.spectrogram.cfg.log_floor)
         if not unseen.learned: made = made._replace(new=None, held_out=None)
         copies = find_copies(loaded, unseen, clips, kinds, training_mels, seed)
     for _ in training_mels: pass
     return made, copies
 
-# %% ../nbs/11_evaluate.ipynb #92b75f36
+# %% ../nbs/11_evaluate.ipynb #211ba62a
 def _made_of(loaded) -> list:
-    about, files = loaded.metadata, loaded.metadata.get('files', {})
+    about, files, cfg = loaded.metadata, loaded.metadata.get('files', {}), loaded.vqvae_config
     train, valid, seconds = files.get('train', ()), files.get('valid', ()), about.get('seconds')
     sound = f'{seconds / 60:.1f} minutes of sound' if seconds else 'an unknown amount of sound'
-    lines = [f'- **Sounds:** {len(train) + len(valid)} files, {sound}; {len(train)} to learn from, {len(valid)} held out to measure with',
-             f'- **Collection:** `{about.get("collection", "unknown")}` (a fingerprint of the files)',
-             f'- **Training:** {about.get("minutes", 0):.1f} minutes, finished {about.get("created", "at an unknown time")}',
-             f'- **Codes:** {loaded.vqvae_config.codebook_size} at each of {loaded.vqvae_config.n_quantizers} levels; '
-             f'model fingerprint `{loaded.fingerprint}`']
-    names = [f'`{name}`' for name in train]
-    return lines + ['- **Learned from:** ' + ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '')]
+    names, more = ', '.join(f'`{name}`' for name in train[:12]), len(train) - 12
+    return [f'- **Sounds:** {len(train) + len(valid)} files, {sound}; '
+            f'{len(train)} to learn from, {len(valid)} held out to measure with',
+            f'- **Collection:** `{about.get("collection", "unknown")}` (a fingerprint of the files)',
+            f'- **Training:** {about.get("minutes", 0):.1f} minutes, finished {about.get("created", "at some time")}',
+            f'- **Codes:** {cfg.codebook_size} at each of {cfg.n_quantizers} levels; fingerprint `{loaded.fingerprint}`',
+            f'- **Learned from:** {names or "unknown"}' + (f' and {more} more' if more > 0 else '')]
 
+def _to_reproduce(loaded) -> list:
+    about, seed = loaded.metadata, loaded.training_config.get('seed', 0)
+    steps = ' + '.join(map(str, about.get('steps', ()))) or 'an unknown number of'
+    minutes, version = max(0.1, about.get('minutes', 5)), about.get('library_version', __version__)
+    return ['```', f'distill fit FOLDER -o MODEL.distill --minutes {minutes:.1f} --seed {seed}',
+            'distill evaluate MODEL.distill FOLDER', '```', '', f'It took {steps} training steps, with distill {version}. '
+            'A time box gives about the same model on a machine of the same speed; `--epochs` in its place gives the same one.']
+
+# %% ../nbs/11_evaluate.ipynb #341da260
 def _scores_table(r) -> list:
     show = lambda v: '–' if v is None else str(v) if isinstance(v, Estimate) else f'{v:.3f}'
     g = r.generated or GeneratedScores(*[None] * 4)
-    rows = [('Drawing a new sound, log-mel L1 (nats; lower is better)', r.wave, f'{show(r.ceiling)} (no model at all, only the phase made anew)'),
+    rows = [('Drawing a new sound, log-mel L1 (nats; lower is better)', r.wave,
+             f'{show(r.ceiling)} (no model at all, only the phase made anew)'),
             ('The same, before the phase is made', r.mel, '0'),
             ('The same, multi-resolution STFT distance', r.stft, show(r.stft_ceiling)),
-            ('Predicting new sounds, bits per code', r.bits_per_code, f'{show(r.unigram_bits_per_code)} (knowing only how often each code occurs)'),
-            ('The same on its own training files', r.train_bits_per_code, f'{show(r.bits_per_code)} (a large gap means learned by heart)'),
-            ('Generated against training sounds, kernel distance', g.distance, f'{show(g.new)} (new recordings through the same codes)'),
+            ('Predicting new sounds, bits per code', r.bits_per_code,
+             f'{show(r.unigram_bits_per_code)} (knowing only how often each code occurs)'),
+            ('The same on its own training files', r.train_bits_per_code,
+             f'{show(r.bits_per_code)} (a large gap means learned by heart)'),
+            ('Generated against training sounds, kernel distance', g.distance,
+             f'{show(g.new)} (new recordings through the same codes)'),
             ('Diversity of generated sounds', g.diversity, '1 (the training sounds)')]
-    return ['| what | this model | compare with |', '|---|---|---|', *(f'| {what} | {show(value)} | {beside} |' for what, value, beside in rows)]
+    lines = [f'| {what} | {show(value)} | {beside} |' for what, value, beside in rows]
+    return ['| what | this model | compare with |', '|---|---|---|', *lines]
 
-# %% ../nbs/11_evaluate.ipynb #b976e913
-def _to_reproduce(loaded) -> list:
-    about, stages = loaded.metadata, loaded.training_config
-    steps = ' + '.join(map(str, about.get('steps', ()))) or 'an unknown number of'
-    return ['```', f'distill fit FOLDER -o MODEL.distill --minutes {max(0.1, about.get("minutes", 5)):.1f} --seed {stages.get("seed", 0)}',
-            'distill evaluate MODEL.distill FOLDER', '```', '',
-            f'It took {steps} training steps, with distill {about.get("library_version", __version__)}. '
-            'A time box gives about the same model on a machine of the same speed; `--epochs` in its place gives the same one.']
+# %% ../nbs/11_evaluate.ipynb #3648cd0c
+INTENDED_USE = (
+    'Making new sound in the manner of the collection: material for sound design, music and research. It knows no words, no '
+    'names and no meaning, so it is not for speech that is to be understood, and nothing that it makes is a recording of '
+    'anything real.')
+RIGHTS = (
+    'Distill records no licence. The sounds in the collection belong to whoever made them: pass this model on, or sell what '
+    'it makes, only as far as **the licences of the training sounds** allow it. If the model copies (above), treat it like '
+    'the collection itself.')
 
 def model_card(
     loaded: LoadedVQModel,
     report: EvaluationReport,  # of `evaluate_model`
 ) -> str:                      # Markdown
     "What a model is, how good it is, and what it is for: a page to pass on with it"
+    n, used = len(report.files), ', '.join(f'{level.used:.0%}' for level in report.levels)
     health = [f'- {text}' for text in report.warnings] or ['- the codebooks are well used']
-    used = ', '.join(f'{level.used:.0%}' for level in report.levels)
-    copies = report.memorisation.verdict if report.memorisation else 'Not checked: that takes a prior, and the folder that the model was made from.'
+    unchecked = 'Not checked: that takes a prior, and the folder that the model was made from.'
     sections = {
-        'What it was made of': _made_of(loaded),
-        'What it is for': [INTENDED_USE],
-        f'How good it is, on {len(report.files)} file{"s" * (len(report.files) != 1)} ({report.seconds:.0f} s) that it never learned from': _scores_table(report),
+        'What it was made of': _made_of(loaded), 'What it is for': [INTENDED_USE],
+        f'How good it is, on {n} file{"s" * (n != 1)} ({report.seconds:.0f} s) that are new to it': _scores_table(report),
         'Health': [f'- codes used per level, coarse to fine: {used}', *health],
-        'Does it give its training sounds away?': [copies],
+        'Does it give its training sounds away?': [report.memorisation.verdict if report.memorisation else unchecked],
         'Rights': [RIGHTS],
         'How to make it again': _to_reproduce(loaded)}
-    return '\n\n'.join([f'# {report.model}', 'A generative model of sounds, made with [Distill](https://pypi.org/project/distill-audio/).',
-                        *(f'## {title}\n\n' + '\n'.join(lines) for title, lines in sections.items())]) + '\n'
-
-INTENDED_USE = ('Making new sound in the manner of the collection: material for sound design, music and research. It knows no words, no names and '
-                'no meaning, so it is not for speech that is to be understood, and nothing that it makes is a recording of anything real.')
-RIGHTS = ('Distill records no licence. The sounds in the collection belong to whoever made them: pass this model on, or sell what it makes, only as far '
-          'as **the licences of the training sounds** allow it. If the model copies (above), treat it like the collection itself.')
+    made_with = 'A generative model of sounds, made with [Distill](https://pypi.org/project/distill-audio).'
+    text = [f'## {title}\n\n' + '\n'.join(lines) for title, lines in sections.items()]
+    return '\n\n'.join([f'# {report.model}', made_with, *text]) + '\n'

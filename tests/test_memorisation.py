@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from distill.audio import save_audio, scan_folder
-from distill.evaluate import (CHANCE, Clip, CopyPair, Distances, EvaluationReport, FileScore, LevelScore, MemorisationReport, Moments,
+from distill.evaluate import (CHANCE, Clip, CopyPair, Distances, EvaluationReport, FileScore, LevelScore, MemorisationReport,
                               MomentSearch, Sounds, Unseen, copied_share, copy_bound, cut_moments, cut_sounds, describe_moments,
                               evaluate_model, find_copies, kernel_distance, level_free, longest_run, mean_distance, model_card,
-                              moment_frames, rebuild, same_columns, score_generated, through_codes, unseen_files)
+                              moment_frames, rebuild, same_columns, score_generated, unseen_files)
 from distill.fitting import fit_codes, fit_prior
 from distill.pipeline import ClipConfig, generate_clips
 from distill.prior import prior_training_config
@@ -21,7 +21,6 @@ from distill.training import TrainingConfig
 from distill.vqvae import reconstruct_mel
 
 SPECTROGRAM, FLOOR = AudioSpectrogram(), math.log(1e-5)
-WORDS = '\n'.join
 
 
 def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
