@@ -243,7 +243,7 @@ def _render_loop(loaded, columns, n_samples, reach=6):
     gain = (rise**2 + (1 - rise)**2 + 2 * alike * rise * (1 - rise)).rsqrt()          # equal power, whatever the two have in common
     return torch.cat([body[:n_samples - fade], (a * (1 - rise) + b * rise) * gain])
 
-# %% ../nbs/09_pipeline.ipynb #7642d4da
+# %% ../nbs/09_pipeline.ipynb #477ec426
 def crossfade_chunks(
     chunks: list,           # waveforms (t,), each longer than the overlap
     overlap: int,           # samples that neighbours share
@@ -256,7 +256,7 @@ def crossfade_chunks(
         raise ValueError(f'overlap={overlap}: expected 0 to {shortest // 2}, half of the shortest chunk')
     if n_samples is not None and n_samples > total:
         raise ValueError(f'n_samples={n_samples}: the chunks hold {total} when joined')
-    rise = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(overlap) + 0.5) / max(overlap, 1))   # never exactly 0
+    rise = torch.sin(0.5 * math.pi * (torch.arange(overlap) + 0.5) / max(overlap, 1)).square()    # half a Hann window; never exactly 0
     out, weight, start = torch.zeros(total), torch.zeros(total), 0
     for chunk in chunks:
         window = torch.ones(len(chunk))
