@@ -8,12 +8,12 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'LongMinutes', 'Steps', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Loop', 'Prompt',
            'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
-           'Codes', 'SoundOrFolder', 'OutOrFolder', 'Recipes', 'BenchMinutes', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes',
-           'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'attempt', 'Commands',
-           'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
-           'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table', 'Verdict', 'judge', 'tier',
-           'doctor', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted',
-           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit', 'train', 'train_prior',
+           'Codes', 'SoundOrFolder', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'BenchMinutes', 'DEMO_NOTE',
+           'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
+           'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
+           'model_target', 'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table', 'Verdict',
+           'judge', 'tier', 'doctor', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines', 'is_number', 'decibels',
+           'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit', 'train', 'train_prior',
            'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
            'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'clip_line', 'clips_at_once', 'make_clips',
            'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line',
@@ -997,15 +997,21 @@ def info(model:Model, as_json:AsJson=False):
     for line in score_lines(about['metadata'].get('scores') or {}, about['vqvae_config']['codebook_size']): print(line)
     return about
 
-# %% ../nbs/15_cli.ipynb #175c2cc7
-Recipes = option(Path, 'Learn this folder with the plain recipe and with ours.', metavar='FOLDER')
-BenchMinutes = option(float, 'How long each may take, in minutes.', callback=_positive)
+# %% ../nbs/15_cli.ipynb #7638b3e9
+BenchModel = argument(Optional[Path], 'The model to measure; by default an untrained one of the usual size.', metavar='[MODEL]', show_default=False)
+Recipes = option(Optional[Path], 'Learn this folder with the plain recipe and with ours.', metavar='FOLDER')
+Peers = option(bool, 'Measure the usual ways of doing it beside ours, in the same run.', '--peers')
+BenchMinutes = option(float, 'With --recipes: how long each may take, in minutes.', callback=_positive)
 
 @command
-def bench(recipes:Recipes, minutes:BenchMinutes=5.0, seed:Seed=0, device:Device=None, as_json:AsJson=False):
-    "Measure ourselves against how it is usually done, side by side."
-    from distill.bench import bench_recipes
-    with progress() as tell: table = bench_recipes(recipes, minutes, seed, progress_callback=tell, device=device)
+def bench(model:BenchModel=None, peers:Peers=False, recipes:Recipes=None, minutes:BenchMinutes=5.0, seed:Seed=0, device:Device=None,
+          as_json:AsJson=False):
+    "Where the time of MODEL goes; with --peers or --recipes, beside how it is usually done."
+    from distill.bench import bench_model, bench_recipes
+    if recipes and (model or peers): raise typer.BadParameter('fits models of its own: give it alone.', param_hint="'--recipes'")
+    with progress() as tell:
+        table = (bench_recipes(recipes, minutes, seed, progress_callback=tell, device=device) if recipes
+                 else bench_model(model, peers=peers, seed=seed, progress_callback=tell, device=device))
     print(table)
     return table.to_dict()
 

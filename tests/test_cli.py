@@ -502,6 +502,16 @@ def test_bench_asks_for_both_recipes(monkeypatch, tmp_path):
     assert run('bench', '--recipes', tmp_path).stdout=='plain beside ours\n'
 
 
+def test_bench_measures_a_model(monkeypatch, tmp_path):
+    import distill.bench
+    class Table(dict):
+        def __str__(self): return 'where the time goes'
+        def to_dict(self): return self
+    monkeypatch.setattr(distill.bench, 'bench_model', lambda model, peers, seed, **kw: Table(model=model and str(model), peers=peers, seed=seed))
+    assert report('bench', tmp_path/'a.distill', '--peers', '--seed', 3)==dict(model=str(tmp_path/'a.distill'), peers=True, seed=3)
+    assert run('bench').stdout=='where the time goes\n' and report('bench')['model'] is None
+
+
 def test_demo(monkeypatch, tmp_path):
     import distill.synthesis
     monkeypatch.setattr(distill.synthesis, 'write_collection', partial(distill.synthesis.write_collection, n_files=8))

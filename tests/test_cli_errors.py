@@ -40,7 +40,7 @@ USAGE = [
         '--minutes': ['0', '-1', 'nan', 'inf', 'x'], '--epochs': ['0', '-3', '1.5'], '--seed': ['-1'], '--device': ['tpu']}.items()
         for value in values],
     (['train-prior', 'sounds', 'm', '--minutes', '0'], '--minutes'), (['train-prior', 'sounds', 'm', '--epochs', '0'], '--epochs'),
-    (['demo', '--minutes', '0'], '--minutes'), (['bench'], '--recipes'), (['bench', '--recipes', 'x', '--minutes', '-1'], '--minutes'),
+    (['demo', '--minutes', '0'], '--minutes'), (['bench', 'a', '--recipes', 'x'], '--recipes'), (['bench', '--recipes', 'x', '--minutes', '-1'], '--minutes'),
     (['decode', 'm', 'c', *OUT, '--bit-depth', '12'], '--bit-depth'), (['reconstruct', 'm', 'a', *OUT, '--format', 'm4a'], '--format'),
     (['fit', 'sounds'], '--out'), (['fit'], 'FOLDER'), (['generate', 'm'], '--out'), (['info'], 'MODEL'), (['doctor', 'a', 'b'], 'b'),
     (['generate', 'm', '-o', 'x.aac'], 'cannot write .aac'), (['generate', 'm', '-o', 'x.flac', '--bit-depth', '32'], 'flac holds'),
