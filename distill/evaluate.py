@@ -341,7 +341,7 @@ class MomentSearch:
         for old, value in zip(self.found, (distance, torch.full_like(best.indices, file), starts[best.indices])):
             old[nearer] = value[nearer]
 
-# %% ../nbs/11_evaluate.ipynb #83bbf6c5
+# %% ../nbs/11_evaluate.ipynb #69ca8ed0
 class Distances(NamedTuple):
     "Distances of moments to the nearest training moment"
     values: torch.Tensor   # nats (n,)
@@ -357,14 +357,15 @@ def copied_share(
     generated: Distances, new: Distances, copies: Distances,
     draws: int = 1000,
     seed: int = 0,
-) -> tuple:              # the share, and what it is above with 95 % confidence
+    confidence: float = 0.99,
+) -> tuple:              # the share, and what it is above with this confidence
     "The share of generated moments that are copied, and a lower bound by a bootstrap over files and clips"
     rng, bound = torch.Generator().manual_seed(seed), copy_bound(new.values, copies.values)
     split = lambda d: [d.values[d.sources == s] for s in d.sources.unique()]
     made, fresh, shares = split(generated), split(new), []
     pick = lambda groups: torch.cat([groups[i] for i in torch.randint(len(groups), (len(groups),), generator=rng)])
     for _ in range(draws): shares.append((pick(made) < copy_bound(pick(fresh), copies.values)).float().mean())
-    return (generated.values < bound).float().mean().item(), torch.stack(shares).quantile(0.05).item()
+    return (generated.values < bound).float().mean().item(), torch.stack(shares).quantile(1 - confidence).item()
 
 # %% ../nbs/11_evaluate.ipynb #8e6f3e7b
 def longest_run(flags) -> int:  # booleans -> how many True in a row
@@ -414,14 +415,14 @@ class CopyPair:
         "Everything but the sounds"
         return {k: getattr(self, k) for k in ('clip', 'clip_start', 'file', 'file_start', 'distance', 'run')}
 
-# %% ../nbs/11_evaluate.ipynb #6677a558
+# %% ../nbs/11_evaluate.ipynb #9b3ae3cc
 @dataclass(frozen=True)
 class MemorisationReport:
     "Whether generated sounds are copies of training sounds"
     moment_seconds: float    # how long a moment is
     bound: float             # nats: nearer than this is copied
     share: float             # of the generated moments that are
-    at_least: float          # lower bound of the share, with 95 % confidence
+    at_least: float          # lower bound of the share
     sensitivity: float       # the same share for true copies
     n_held_out: int          # held-out files that the bound comes from
     distances: dict          # "generated", "new", "copies": nats, tuples of floats
