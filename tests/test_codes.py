@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from distill import audio, codes
 from distill.codes import CodeGrid, CodesError, check_codes, decode, encode, load_codes, reconstruct, save_codes, show_codes
 from distill.model import LoadedVQModel, load_model
+from distill.pipeline import decode_to_mel, encode_waveform
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
 from distill.vqvae import ConvVQVAE, VQVAEConfig
 
@@ -102,10 +103,15 @@ def test_reconstruct_is_encode_then_decode(loaded):
     assert torch.equal(encode(loaded, wav.double()).codes, encode(loaded, wav.numpy()).codes)
 
 
-def test_codes_are_those_of_the_network(loaded):
+def test_codes_are_at_least_as_good_as_the_nearest(loaded):
+    "`encode` listens: what it gives decodes to a spectrogram no further away than the nearest codes do"
     wav = noise(20_000)
-    out = loaded.model(loaded.spectrogram.waveform_to_mel(wav)[None, None])
-    assert torch.equal(encode(loaded, wav).codes.flatten(0, 1), out.indices[0])
+    mel = loaded.spectrogram.waveform_to_mel(wav)
+    out = loaded.model(mel[None, None])
+    error = lambda codes: (decode_to_mel(loaded, codes, mel.shape[1]) - mel).abs().mean()
+    nearest = out.indices[0].unflatten(0, loaded.model.latent_shape(mel.shape))
+    assert torch.equal(encode_waveform(loaded, wav, steps=0), nearest)
+    assert error(encode(loaded, wav).codes) < error(nearest)
 
 
 def test_decoded_sound_never_clips(loaded, grid, monkeypatch):
