@@ -201,7 +201,7 @@ class _Playing:
 
     def panel(self):  # a widget
         "Sliders for everything that `generate` takes, a player and a save button, for notebooks"
-        from distill.panels import generate_panel
+        from distill.generate_panel import generate_panel
         return generate_panel(self.loaded)
 
 # %% ../nbs/14_api.ipynb #f85df4a6

@@ -27,6 +27,7 @@ FORBIDDEN = {'fastcore': 'dev only', 'nbdev': 'dev only', 'execnb': 'dev only', 
              **{o: 'no pickle' for o in ('pickle', 'cloudpickle', 'dill', 'shelve', 'joblib', 'torch.load', 'torch.save')},
              **{o: 'nothing is downloaded' for o in ('torch.hub', 'torchaudio.pipelines', 'torchaudio.datasets')}}
 LAZY = {'matplotlib', 'IPython', 'librosa', 'transformers', 'ipywidgets', 'anywidget'}    # slow to import, or optional
+WIDGETS = {'ipywidgets', 'anywidget'}    # what controls, editor and panels are made of
 UNIX = {'resource', 'fcntl', 'termios', 'pwd', 'grp'}
 PEERS = {'transformers'}    # compared with where it is installed, never required
 
@@ -164,7 +165,7 @@ def test_module(name):
     earlier = ORDER if name in ('__init__', '__main__') else ORDER[:ORDER.index(name)] if name in ORDER else []
     assert not out_of_order(source, earlier), f'only these come before {name}: {earlier}'
     assert not forbidden(source)
-    assert not eager(source, ['ipywidgets', 'anywidget'] if name=='panels' else []), 'import it inside the function'
+    assert not eager(source, WIDGETS if name in ('controls', 'editor', 'panels') or name.endswith('_panel') else []), 'import it inside the function'
     assert not undeclared(source, REQUIRED, [*DEV, *PEERS]), 'add it to requirements in settings.ini'
     assert not no_encoding(source), "say encoding='utf-8'"
     assert not stars(source)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from distill import panels
+from distill import generate_panel as generating
 from distill.audio import FORMATS, load_audio, read_audio
 from distill.model import LoadedVQModel
-from distill.panels import (Job, SamplingControls, SaveRow, SeedRow, SoundControls, as_html, bits_for, checked_name, free_path,
-                            generate_panel, in_words, levels_text, parse_levels, rates_for, save_take)
+from distill.controls import STYLE, Job, SaveRow, as_html, bits_for, checked_name, free_path, in_words, rates_for, save_take
+from distill.generate_panel import SamplingControls, SeedRow, SoundControls, generate_panel, levels_text, parse_levels
 from distill.pipeline import Clip, regenerate
 from distill.prior import CodePrior, PriorConfig
 from distill.sampling import PER_LEVEL, PRESETS, SamplingConfig, Stopped, save_preset
@@ -72,7 +72,7 @@ def test_errors_in_words(error, words): assert words in in_words(error)
 
 
 def test_no_colour_of_our_own():
-    values = re.findall(r': ([^;}]+)', panels._STYLE)
+    values = re.findall(r': ([^;}]+)', STYLE)
     assert len(values) > 10 and not [o for o in values if re.search('#|rgb|hsl|white$|black|grey|gray', o)]
 
 
@@ -353,7 +353,7 @@ def test_seed_decides(panel):
 def test_buttons_follow_the_work(panel, monkeypatch):
     go, takes = threading.Event(), []
     def slow(*args): takes.append(args); go.wait(10); raise Stopped('enough')
-    monkeypatch.setattr(panels, 'make_take', slow)
+    monkeypatch.setattr(generating, 'make_take', slow)
     started = time.perf_counter()
     panel.go.click()
     assert time.perf_counter() - started < .5    # the click itself does no work
@@ -385,7 +385,7 @@ def test_progress_after_stop_is_not_shown(panel, monkeypatch):
         go.wait(10)
         progress_callback(.5, 'Generating chunk 2/4…')
         raise Stopped('enough')
-    monkeypatch.setattr(panels, 'make_take', slow)
+    monkeypatch.setattr(generating, 'make_take', slow)
     said = []
     panel.go.click()
     panel.halt.click()
@@ -398,7 +398,7 @@ def test_progress_after_stop_is_not_shown(panel, monkeypatch):
 def test_failure_leaves_the_last_take(panel, monkeypatch):
     take(panel)
     last, sound = panel.clip, panel.player.value
-    monkeypatch.setattr(panels, 'spectrogram_png', lambda clip: 1/0)
+    monkeypatch.setattr(generating, 'spectrogram_png', lambda clip: 1/0)
     panel.go.click()
     assert panel.wait(10) and isinstance(panel.error, ZeroDivisionError)
     assert 'distill-error' in panel.status.value and panel.clip is last and panel.player.value==sound and not panel.go.disabled
