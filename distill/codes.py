@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'CodesError', 'CodeGrid', 'show_codes', 'encode', 'check_codes', 'decode', 'reconstruct',
-           'save_codes', 'load_codes']
+           'Region', 'column_edges', 'band_edges', 'count_grids', 'seen_codes', 'save_codes', 'load_codes']
 
 # %% ../nbs/10_codes.ipynb #24863d76
 import io
+import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
 from .audio import explain_write_error, write_atomically
 from .model import LoadedVQModel
 from .pipeline import decode_codes, encode_waveform, limit_peak
+from .spectrogram import hz_to_mel
 from .vqvae import STRIDE
 
 # %% ../nbs/10_codes.ipynb #efd8d481
@@ -51,10 +53,11 @@ class CodeGrid:
     n_samples: int           # exact length of the sound
     sample_rate: int         # samples per second
     model_fingerprint: str   # of the model that the codes belong to
+    hop_length: int = 512    # samples from one frame of the spectrogram to the next
 
     def __post_init__(self):
         object.__setattr__(self, 'codes', _checked_codes(self.codes))
-        for name in ('n_samples', 'sample_rate'): _check_length(name, getattr(self, name))
+        for name in ('n_samples', 'sample_rate', 'hop_length'): _check_length(name, getattr(self, name))
 
     @property
     def bands(self) -> int: return self.codes.shape[0]
@@ -64,12 +67,14 @@ class CodeGrid:
     def levels(self) -> int: return self.codes.shape[2]
     @property
     def seconds(self) -> float: return self.n_samples / self.sample_rate
+    @property
+    def column_samples(self) -> int: return STRIDE * self.hop_length
 
     def __repr__(self):
         return (f'CodeGrid({self.bands} bands × {self.columns} columns × {self.levels} levels, {self.seconds:.2f} s, '
                 f'model {self.model_fingerprint})')
 
-    def _about(self): return self.n_samples, self.sample_rate, self.model_fingerprint
+    def _about(self): return self.n_samples, self.sample_rate, self.model_fingerprint, self.hop_length
     def __hash__(self): return hash((self._about(), tuple(self.codes.shape), self.codes.numpy().tobytes()))
     def __eq__(self, other):
         if not isinstance(other, CodeGrid): return NotImplemented
@@ -84,23 +89,28 @@ class CodeGrid:
         "Read an `.npz` file; raises `CodesError` that says what the file is"
         return load_codes(path)
 
-    def show(self, ax=None):
-        "Draw every level of the grid; returns the axes"
-        return show_codes(self, ax)
+    def show(self, ax=None, region=None):
+        "Draw every level of the grid, all but `region` faintly; returns the axes"
+        return show_codes(self, ax, region)
 
 # %% ../nbs/10_codes.ipynb #806c7818
 def show_codes(
     grid: CodeGrid,
     ax=None,         # matplotlib axes to draw on; None makes new ones
+    region=None,     # a `Region`: cells to show; the others are drawn faintly
 ):  # the axes
     "The codes of every level in colours, the coarsest level on top"
     import matplotlib.pyplot as plt
     h, w, q = grid.codes.shape
     ax = ax or plt.figure(figsize=(6, 0.6 + 0.5 * q), layout='constrained').gca()
-    colour = (grid.codes * 0.6180339887).remainder(1)                                  # (h, w, q), 0…1
-    blocks = torch.full((q, h + 1, w), float('nan'))                                   # a blank row under each block
-    blocks[:, :h] = colour.permute(2, 0, 1).flip(1)
-    ax.imshow(blocks.flatten(0, 1)[:-1].numpy(), cmap='turbo', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
+    def blocks(x, gap):  # (h, w, q) -> one level under the other, a row between them
+        rows = torch.full((q, h + 1, w), gap)
+        rows[:, :h] = x.permute(2, 0, 1).flip(1)
+        return rows.flatten(0, 1)[:-1].numpy()
+    ax.imshow(blocks((grid.codes * 0.6180339887).remainder(1), float('nan')), cmap='turbo', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
+    if region is not None:
+        veil = 0.88 * blocks((~_cells(grid, region)).float(), 0.)
+        ax.imshow(np.stack([np.ones_like(veil)] * 3 + [veil], -1), aspect='auto', interpolation='nearest')
     ax.set_yticks([level * (h + 1) + (h - 1) / 2 for level in range(q)], [f'level {level}' for level in range(q)])
     ax.set(xlabel='column')
     return ax
@@ -115,8 +125,8 @@ def encode(
     if wav.ndim != 1 or not len(wav) or not wav.is_floating_point():
         raise CodesError(f'a waveform of shape {tuple(wav.shape)} and type {wav.dtype}: expected mono (t,), from -1 to 1')
     if not wav.isfinite().all(): raise CodesError('the waveform holds values that are not numbers')
-    rate = loaded.spectrogram_config.sample_rate
-    return CodeGrid(encode_waveform(loaded, wav.float()), len(wav), rate, loaded.fingerprint)
+    sound = loaded.spectrogram_config
+    return CodeGrid(encode_waveform(loaded, wav.float()), len(wav), sound.sample_rate, loaded.fingerprint, sound.hop_length)
 
 # %% ../nbs/10_codes.ipynb #3cbbc34a
 def check_codes(
@@ -136,9 +146,12 @@ def check_codes(
         raise CodesError(f'code {int(grid.codes.max())} is out of range: this model has 0 to {cfg.codebook_size - 1}')
     if grid.sample_rate != sound.sample_rate:
         raise CodesError(f'{grid.sample_rate} samples per second: this model makes {sound.sample_rate}')
+    if grid.hop_length != sound.hop_length:
+        raise CodesError(f'{grid.hop_length} samples per frame: this model has {sound.hop_length}')
     if grid.n_samples > longest:
         raise CodesError(f'{grid.n_samples} samples: {grid.columns} columns hold at most {longest}')
 
+# %% ../nbs/10_codes.ipynb #d20709d5
 def decode(
     loaded: LoadedVQModel,
     grid: CodeGrid,
@@ -154,6 +167,318 @@ def reconstruct(
     "What is left of a sound after it went through the codes, exactly as long"
     return decode(loaded, encode(loaded, wav))
 
+# %% ../nbs/10_codes.ipynb #cab38383
+@dataclass(frozen=True, eq=False, repr=False)
+class Region:
+    "Some of the cells of a grid"
+    mask: torch.Tensor  # True for the cells that are in it (bands, columns, levels)
+
+    def __post_init__(self):
+        mask = torch.as_tensor(self.mask)
+        if mask.ndim != 3 or mask.dtype != torch.bool:
+            raise CodesError(f'a region of shape {tuple(mask.shape)} and type {mask.dtype}: expected bool (bands, columns, levels)')
+        object.__setattr__(self, 'mask', mask.detach().to('cpu', copy=True))
+
+    def _with(self, other, f):
+        if not isinstance(other, Region): return NotImplemented
+        if other.mask.shape != self.mask.shape:
+            raise CodesError(f'regions of grids of {_size(self.mask)} and of {_size(other.mask)}: expected the same size')
+        return Region(f(self.mask, other.mask))
+
+    def __or__(self, other): return self._with(other, torch.logical_or)
+    def __and__(self, other): return self._with(other, torch.logical_and)
+    def __sub__(self, other): return self._with(other, lambda a, b: a & ~b)
+    def __invert__(self): return Region(~self.mask)
+    def __len__(self): return int(self.mask.sum())
+    def __hash__(self): return hash((tuple(self.mask.shape), self.mask.numpy().tobytes()))
+    def __eq__(self, other): return torch.equal(self.mask, other.mask) if isinstance(other, Region) else NotImplemented
+
+    @property
+    def columns(self) -> range:
+        "From the first to the last column with a cell in it"
+        found = self.mask.any(2).any(0).nonzero().flatten().tolist()
+        return range(found[0], found[-1] + 1) if found else range(0)
+
+    def __repr__(self): return f'Region({len(self)} of {self.mask.numel()} cells, columns {self.columns.start} to {self.columns.stop - 1})'
+
+def _size(x): return ' × '.join(map(str, x.shape))
+
+# %% ../nbs/10_codes.ipynb #daa8ce46
+def column_edges(grid: CodeGrid) -> list:  # seconds, one more than there are columns
+    "Where each column begins, and where the last one ends"
+    return [i * grid.column_samples / grid.sample_rate for i in range(grid.columns + 1)]
+
+def band_edges(grid: CodeGrid) -> list:    # Hz, one more than there are bands
+    "Where each band begins, and where the last one ends"
+    top = hz_to_mel(grid.sample_rate / 2)
+    return [700 * (10 ** (top * i / grid.bands / 2595) - 1) for i in range(grid.bands + 1)]
+
+def _touched(name, given, edges, unit):
+    "Which of the steps between `edges` a range (low, high) touches; None leaves a side open"
+    try: low, high = (end if x is None else float(x) for x, end in zip(given, (-math.inf, math.inf), strict=True))
+    except (TypeError, ValueError): low = high = math.nan
+    if not low < high: raise CodesError(f'{name}={given!r}: expected (from, to) in {unit}, the smaller first')
+    if high <= edges[0] or low >= edges[-1]:
+        raise CodesError(f'{name}={given!r} is outside the grid: it goes from {edges[0]:g} to {edges[-1]:.4g} {unit}')
+    hair = 1e-4 * (edges[1] - edges[0])
+    return torch.tensor([a < high - hair and b > low + hair for a, b in zip(edges, edges[1:])])
+
+# %% ../nbs/10_codes.ipynb #10d6845b
+def _select(
+    self: CodeGrid,
+    seconds: tuple = None,  # (from, to); None leaves a side open
+    hz: tuple = None,       # (from, to); None leaves a side open
+    levels=None,            # one, or several: 0 is the coarsest
+    mask=None,              # True for cells (bands, columns), or with levels (bands, columns, levels)
+) -> Region:
+    "The cells that fulfil all that is given; raises `CodesError` for what is not on the grid"
+    found = torch.ones_like(self.codes, dtype=torch.bool)
+    if seconds is not None: found &= _touched('seconds', seconds, column_edges(self), 'seconds')[:, None]
+    if hz is not None: found &= _touched('hz', hz, band_edges(self), 'Hz')[:, None, None]
+    if levels is not None:
+        wanted = [levels] if isinstance(levels, int) else list(levels)
+        if not wanted or not set(wanted) <= set(range(self.levels)):
+            raise CodesError(f'levels={levels!r}: expected some of 0 to {self.levels - 1}')
+        found &= torch.isin(torch.arange(self.levels), torch.tensor(wanted))
+    if mask is not None:
+        mask = torch.as_tensor(mask)
+        if mask.ndim == 2: mask = mask[..., None].expand(self.codes.shape) if mask.shape == self.codes.shape[:2] else mask
+        found &= _cells(self, Region(mask))
+    return Region(found)
+
+def _cells(grid, region):  # (bands, columns, levels) bool
+    "The mask of a region of this grid; None is all of it"
+    if region is None: return torch.ones_like(grid.codes, dtype=torch.bool)
+    if not isinstance(region, Region): raise CodesError(f'{region!r} is no region: make one with `grid.select`')
+    if region.mask.shape == grid.codes.shape: return region.mask
+    raise CodesError(f'a region of a grid of {_size(region.mask)} cells, and this one has {_size(grid.codes)}: select it on this grid')
+
+CodeGrid.select = _select
+
+# %% ../nbs/10_codes.ipynb #a585b9aa
+def _check_kin(grid, other):
+    "Raise a `CodesError` unless codes of `other` mean the same in `grid`"
+    if not isinstance(other, CodeGrid): raise CodesError(f'{type(other).__name__} is no grid of codes: encode the sound first')
+    kind = lambda g: (g.model_fingerprint, g.bands, g.levels, g.sample_rate, g.hop_length)
+    if kind(grid) != kind(other):
+        raise CodesError(f'codes of model {other.model_fingerprint} and of model {grid.model_fingerprint}: encode both sounds with one model')
+
+def _moved(grid, region, to_s):  # columns that a region moves by
+    if to_s is None: return 0
+    if not (isinstance(to_s, (int, float)) and 0 <= to_s < column_edges(grid)[-1]):
+        raise CodesError(f'to_s={to_s!r}: expected seconds, from 0 to below {column_edges(grid)[-1]:.4g}')
+    return int(to_s * grid.sample_rate / grid.column_samples + 1e-4) - region.columns.start
+
+def _landing(grid, source, region, to_s):
+    "Cells of `source` and the cells of `grid` that they come to lie on, each as three rows of indices"
+    _check_kin(grid, source)
+    region = Region(_cells(source, region))
+    cells = region.mask.nonzero().T                                # (3, n): band, column, level
+    there = cells.clone()
+    there[1] += _moved(grid, region, to_s)
+    fits = (there[1] >= 0) & (there[1] < grid.columns)
+    return tuple(cells[:, fits]), tuple(there[:, fits])
+
+# %% ../nbs/10_codes.ipynb #72ed1636
+def _copy_from(
+    self: CodeGrid,
+    source: CodeGrid,        # another sound, or the same one
+    region: Region = None,   # cells of `source`; None: all
+    to_s: float = None,      # seconds: where its first column goes; None: it stays where it is
+) -> CodeGrid:
+    "Cells of another sound in place of those here"
+    here, there = _landing(self, source, region, to_s)
+    codes = self.codes.clone()
+    codes[there] = source.codes[here]
+    return replace(self, codes=codes)
+
+def _swap(
+    self: CodeGrid,
+    other: CodeGrid,         # another sound
+    region: Region = None,   # cells of this one; None: all
+    to_s: float = None,      # seconds: where in `other` its first column goes; None: the same place
+) -> tuple:                  # this grid and the other, each with cells of the other
+    "Exchange cells of two sounds"
+    here, there = _landing(other, self, region, to_s)
+    mine, theirs = self.codes.clone(), other.codes.clone()
+    mine[here], theirs[there] = other.codes[there], self.codes[here]
+    return replace(self, codes=mine), replace(other, codes=theirs)
+
+CodeGrid.copy_from, CodeGrid.swap = _copy_from, _swap
+
+# %% ../nbs/10_codes.ipynb #b5a86d1e
+def _diff(
+    self: CodeGrid,
+    other: CodeGrid,    # of any length
+) -> Region:            # of this grid
+    "The cells in which another grid differs; columns that it does not have differ"
+    _check_kin(self, other)
+    n, changed = min(self.columns, other.columns), torch.ones_like(self.codes, dtype=torch.bool)
+    changed[:, :n] = self.codes[:, :n] != other.codes[:, :n]
+    return Region(changed)
+
+CodeGrid.diff = _diff
+
+# %% ../nbs/10_codes.ipynb #7b0bcb64
+def _rearranged(grid, region, order):
+    "Cells of each band and level in another order; `order` gives from how many they are (n,) the places that they come from"
+    mask, codes = _cells(grid, region), grid.codes.clone()
+    for band, level in mask.any(1).nonzero().tolist():
+        at = mask[band, :, level].nonzero().flatten()
+        codes[band, at, level] = grid.codes[band, at[order(len(at))], level]
+    return replace(grid, codes=codes)
+
+def _shift(
+    self: CodeGrid,
+    columns: int,            # to the right; negative to the left
+    region: Region = None,   # None: all
+) -> CodeGrid:
+    "Move codes in time, around within the region"
+    _check_whole('columns', columns, None)
+    return _rearranged(self, region, lambda n: (torch.arange(n) - columns) % n)
+
+def _reverse(
+    self: CodeGrid,
+    region: Region = None,   # None: all
+) -> CodeGrid:
+    "Put codes in reverse order of time, within the region"
+    return _rearranged(self, region, lambda n: torch.arange(n).flip(0))
+
+def _check_whole(name, value, low=1):
+    if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
+        raise CodesError(f'{name}={value!r}: expected a whole number' + ('' if low is None else f', at least {low}'))
+
+CodeGrid.shift, CodeGrid.reverse = _shift, _reverse
+
+# %% ../nbs/10_codes.ipynb #8b652092
+def _recut(grid, columns):
+    "A grid made of these columns of another (w,), as long as the samples in them"
+    columns = torch.as_tensor(columns, dtype=torch.long)
+    if not len(columns): raise CodesError('nothing would be left: a grid has at least one column')
+    spare = grid.columns * grid.column_samples - grid.n_samples       # of the last column, not filled
+    n = len(columns) * grid.column_samples - (spare if columns[-1] == grid.columns - 1 else 0)
+    return replace(grid, codes=grid.codes[:, columns], n_samples=max(1, n))
+
+def _span(grid, region):  # columns before it, of it, after it
+    found = Region(_cells(grid, region)).columns
+    if not len(found): raise CodesError('the region is empty: it names no column')
+    every = torch.arange(grid.columns)
+    return every[:found.start], every[found.start:found.stop], every[found.stop:]
+
+# %% ../nbs/10_codes.ipynb #d77d95b7
+def _crop(self: CodeGrid, region: Region) -> CodeGrid:
+    "The columns of a region alone"
+    return _recut(self, _span(self, region)[1])
+
+def _remove(self: CodeGrid, region: Region) -> CodeGrid:
+    "All but the columns of a region"
+    before, _, after = _span(self, region)
+    return _recut(self, torch.cat([before, after]))
+
+def _repeat(
+    self: CodeGrid,
+    times: int,              # how often they are there in the end
+    region: Region = None,   # None: all
+) -> CodeGrid:
+    "The columns of a region several times in a row"
+    _check_whole('times', times)
+    before, span, after = _span(self, region)
+    return _recut(self, torch.cat([before, span.repeat(times), after]))
+
+def _stretch(
+    self: CodeGrid,
+    factor: float,           # 2: twice as long, half as fast
+    region: Region = None,   # None: all
+) -> CodeGrid:
+    "The columns of a region more or less often than once, so that they last longer or shorter"
+    if not (isinstance(factor, (int, float)) and 0 < factor <= 100): raise CodesError(f'factor={factor!r}: expected more than 0, at most 100')
+    before, span, after = _span(self, region)
+    n = max(1, round(len(span) * factor))
+    return _recut(self, torch.cat([before, span[((torch.arange(n) + 0.5) * len(span) / n).long()], after]))
+
+def _concatenate(self: CodeGrid, *others: CodeGrid) -> CodeGrid:
+    "Sounds after one another, each from the column after the one before"
+    for other in others: _check_kin(self, other)
+    *first, last = (self, *others)
+    return replace(self, codes=torch.cat([*(g.codes for g in first), last.codes], 1), n_samples=sum(g.columns * g.column_samples for g in first) + last.n_samples)
+
+CodeGrid.crop, CodeGrid.remove, CodeGrid.repeat, CodeGrid.stretch, CodeGrid.concatenate = _crop, _remove, _repeat, _stretch, _concatenate
+
+# %% ../nbs/10_codes.ipynb #9b12c29c
+def count_grids(
+    grids: list,         # `CodeGrid`s of one model
+) -> torch.Tensor:       # (bands, levels, codes)
+    "How often each code occurs in each band at each level"
+    for grid in grids[1:]: _check_kin(grids[0], grid)
+    codes = torch.cat([g.codes for g in grids], 1).transpose(1, 2)                        # (h, q, w)
+    return torch.nn.functional.one_hot(codes).sum(2)
+
+def seen_codes(source) -> torch.Tensor:  # a `LoadedVQModel`, a grid or a list of them -> (bands, levels, codes)
+    "How often each code has been seen; raises `CodesError` where a model does not know"
+    if isinstance(source, CodeGrid): source = [source]
+    if isinstance(source, (list, tuple)) and source and all(isinstance(g, CodeGrid) for g in source): return count_grids(list(source))
+    if not isinstance(source, LoadedVQModel): raise CodesError(f'{source!r}: expected a model, a grid or a list of grids')
+    if source.prior is None:
+        raise CodesError('this model has no prior, which remembers the codes of its collection: train one with `distill train-prior`, or give grids to draw from')
+    return source.prior.seen.cpu()
+
+# %% ../nbs/10_codes.ipynb #25133965
+def _randomise(
+    self: CodeGrid,
+    region: Region = None,   # None: all
+    source=None,             # whose codes: a model, a grid or a list of grids; None: this grid's own
+    seed: int = 0,           # the same seed gives the same codes
+) -> CodeGrid:
+    "Draw codes anew, each from those that its band and level have had"
+    counts, cells, codes = seen_codes(self if source is None else source), _cells(self, region), self.codes.clone()
+    if counts.shape[:2] != (self.bands, self.levels):
+        raise CodesError(f'codes of {counts.shape[0]} bands and {counts.shape[1]} levels: this grid has {self.bands} and {self.levels}')
+    rng = torch.Generator().manual_seed(seed)
+    for band, level in cells.any(1).nonzero().tolist():
+        at = cells[band, :, level]
+        codes[band, at, level] = torch.multinomial(counts[band, level].double(), int(at.sum()), replacement=True, generator=rng)
+    return replace(self, codes=codes)
+
+CodeGrid.randomise = _randomise
+
+# %% ../nbs/10_codes.ipynb #e6ffe859
+@torch.inference_mode()
+def _mixture(loaded, a, b, amount):  # codes of two grids (h, w, q), 0…1 -> (h, w, q)
+    "Codes of the vectors between two"
+    shape = a.shape[:2]
+    vectors = [loaded.model.codes_to_embeddings(codes.flatten(0, 1)[None].to(loaded.device), shape) for codes in (a, b)]
+    return loaded.model.quantize(torch.lerp(*vectors, amount)).indices[0].unflatten(0, shape).cpu()
+
+def _amounts(grid, amount):  # (levels,)
+    given = torch.as_tensor(amount, dtype=torch.float64)
+    if given.ndim > 1 or given.numel() not in (1, grid.levels) or not ((given >= 0) & (given <= 1)).all():
+        raise CodesError(f'amount={amount!r}: expected a number from 0 to 1, or one for each of {grid.levels} levels')
+    return given.expand(grid.levels)
+
+# %% ../nbs/10_codes.ipynb #b58b1542
+def _interpolate(
+    self: CodeGrid,
+    other: CodeGrid,         # the sound at `amount=1`
+    amount=0.5,              # 0…1, or one per level
+    region: Region = None,   # None: all; columns that `other` does not have stay as they are
+    seed: int = 0,           # which cells go over first
+    loaded: LoadedVQModel = None,  # the model: go through the vectors rather than cell by cell
+) -> CodeGrid:
+    "A sound between two"
+    _check_kin(self, other)
+    share, n, cells = _amounts(self, amount), min(self.columns, other.columns), _cells(self, region).clone()
+    cells[:, n:], new = False, self.codes.clone()
+    if loaded is None:
+        new[:, :n] = other.codes[:, :n]
+        cells &= torch.rand(cells.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) < share
+    else:
+        check_codes(loaded, self)
+        if share.unique().numel() > 1: raise CodesError(f'amount={amount!r}: through the vectors, it is one number for all levels')
+        new[:, :n] = _mixture(loaded, self.codes[:, :n], other.codes[:, :n], float(share[0]))
+    return replace(self, codes=torch.where(cells, new, self.codes))
+
+CodeGrid.interpolate = _interpolate
+
 # %% ../nbs/10_codes.ipynb #dea0dd81
 def save_codes(
     path,            # where to; `.npz` is the usual suffix
@@ -164,7 +489,7 @@ def save_codes(
     small = np.min_scalar_type(int(grid.codes.max()))
     np.savez_compressed(out, format=np.array(FORMAT), version=np.array(VERSION), codes=grid.codes.numpy().astype(small),
                         n_samples=np.array(grid.n_samples), sample_rate=np.array(grid.sample_rate),
-                        model_fingerprint=np.array(grid.model_fingerprint))
+                        hop_length=np.array(grid.hop_length), model_fingerprint=np.array(grid.model_fingerprint))
     try: return write_atomically(path, out.getvalue())
     except OSError as e: raise CodesError(explain_write_error(e, path)) from e
 
@@ -203,5 +528,5 @@ def load_codes(
         raise CodesError(f'{path} has format version {version}, and this distill reads {VERSION}: '
                          'update it with `pip install -U distill-audio`')
     try: return CodeGrid(arrays['codes'], int(arrays['n_samples']), int(arrays['sample_rate']),
-                         str(arrays['model_fingerprint']))
+                         str(arrays['model_fingerprint']), int(arrays.get('hop_length', 512)))
     except (KeyError, TypeError, ValueError, OverflowError) as e: raise _damaged(path, e) from e

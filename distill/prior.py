@@ -188,10 +188,17 @@ class CodePrior(nn.Module):
         self.levels, self.end = LevelHead(cfg), nn.Linear(cfg.d_model, 1)
         nn.init.constant_(self.end.bias, -3.0)                                  # most columns are not the last one
         self.register_buffer('vectors', torch.zeros(cfg.n_quantizers, cfg.codebook_size, cfg.code_dim))
+        self.register_buffer('seen', torch.zeros(cfg.n_bands, cfg.n_quantizers, cfg.codebook_size, dtype=torch.int32))
 
     def set_vectors(self, codebooks):  # the codes' vectors, from stage 1 (q, k, c)
         "Tell the prior what its codes stand for; the vectors are scaled to a variance of 1"
         self.vectors.copy_(codebooks / codebooks.std().clamp(min=1e-8))
+
+    def count(self, sounds):  # `CodeExcerpt`s
+        "Remember how often each code occurs in each band at each level"
+        cfg = self.cfg
+        codes = torch.cat([e.codes for e in sounds]).view(-1, cfg.n_bands, cfg.n_quantizers)
+        self.seen.copy_(F.one_hot(codes, cfg.codebook_size).sum(0))
 
     def sums(self, codes):  # codes of places (b, p, q) -> (b, p, c)
         "The vectors that the places stand for"
@@ -695,4 +702,6 @@ def train_prior(
         prior.set_vectors(model.quantizer.codebooks.detach())
         result = train(NextCode(prior, held_out), PackedExcerpts(train_set, prior_cfg.max_columns, rows, seed), cfg, budget.after(spent()),
                        device, part_of_progress(progress_callback, ENCODING_SHARE, 1), should_stop, checkpoints, on_event)
-    return prior, result, measure_bits(prior, part(collection.split.train, 60_000), held_out)
+    learned = part(collection.split.train, 60_000)
+    prior.count(learned)
+    return prior, result, measure_bits(prior, learned, held_out)

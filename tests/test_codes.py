@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from distill import audio, codes
-from distill.codes import CodeGrid, CodesError, check_codes, decode, encode, load_codes, reconstruct, save_codes, show_codes
+from distill.codes import (CodeGrid, CodesError, Region, band_edges, check_codes, column_edges, count_grids, decode, encode, load_codes,
+                           reconstruct, save_codes, show_codes)
 from distill.model import LoadedVQModel, load_model
 from distill.pipeline import decode_to_mel, encode_waveform
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
@@ -78,7 +79,7 @@ def test_any_whole_numbers_will_do(grid, kind):
     (dict(codes=torch.zeros(0, 2, 2).long()), 'none of them 0'), (dict(codes=torch.zeros(2, 2, 2)), 'whole numbers'),
     (dict(codes=torch.zeros(2, 2, 2, dtype=torch.bool)), 'whole numbers'), (dict(codes=[[['a']]]), 'no codes'),
     (dict(codes=None), 'no codes'), (dict(codes=torch.full((2, 2, 2), -1)), 'code -1'), (dict(n_samples=0), 'n_samples=0'),
-    (dict(n_samples=1.5), 'n_samples=1.5'), (dict(n_samples=True), 'n_samples=True'), (dict(sample_rate=-1), 'sample_rate=-1')])
+    (dict(n_samples=1.5), 'n_samples=1.5'), (dict(hop_length=0), 'hop_length=0'), (dict(n_samples=True), 'n_samples=True'), (dict(sample_rate=-1), 'sample_rate=-1')])
 def test_what_is_no_grid_is_refused(grid, change, words):
     with pytest.raises(CodesError, match=words): replace(grid, **change)
 
@@ -151,6 +152,7 @@ def test_another_models_codes_are_refused(loaded, grid, tmp_path):
     (lambda g: dict(codes=g.codes[:7]), '7 bands of codes: this model has 8'),
     (lambda g: dict(codes=torch.full_like(g.codes, 16)), 'code 16 is out of range: this model has 0 to 15'),
     (lambda g: dict(sample_rate=44_100), '44100 samples per second: this model makes 48000'),
+    (lambda g: dict(hop_length=256), '256 samples per frame: this model has 512'),
     (lambda g: dict(codes=g.codes[:, :3]), '3 columns hold at most 24576'),
     (lambda g: dict(model_fingerprint=''), 'another model')])
 def test_codes_that_do_not_fit_the_model_are_refused(loaded, grid, change, words):
@@ -162,6 +164,159 @@ def test_other_spectrograms():
     loaded = make_model(sound=SpectrogramConfig(sample_rate=22_050, n_fft=1024, hop_length=256, n_mels=64))
     grid = encode(loaded, noise(9_000))
     assert grid.codes.shape == (4, 3, 3) and grid.sample_rate == 22_050 and len(decode(loaded, grid)) == 9_000
+
+
+# --- cells by name
+@st.composite
+def edits(draw, sounds=1):
+    "Grids of one model, of different lengths, a region of the first and a seed"
+    h, q, k = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    made = []
+    for _ in range(sounds):
+        w = draw(st.integers(1, 9))
+        made.append(CodeGrid(torch.randint(k, (h, w, q), generator=rng), w*8192 - draw(st.integers(0, 8191)), 48_000, 'f'))
+    region = Region(torch.rand(made[0].codes.shape, generator=rng) < draw(st.sampled_from([0., 0.2, 0.7, 1.])))
+    return (*made, region, draw(st.integers(0, 99)))
+
+
+def only(before, after, region):
+    "Nothing but cells of the region has changed, nor has anything else about the grid"
+    assert replace(after, codes=before.codes) == before
+    assert not ((before.codes != after.codes) & ~region.mask).any()
+
+
+@given(edits())
+@settings(max_examples=60, deadline=None)
+def test_sets_of_cells(edit):
+    grid, a, seed = edit
+    b = Region(torch.rand(grid.codes.shape, generator=torch.Generator().manual_seed(seed)) < 0.5)
+    everything = grid.select()
+    assert ~~a == a and a | ~a == everything and len(a & ~a) == 0 and a - b == a & ~b and ~(a | b) == ~a & ~b
+    assert len(a | b) == len(a) + len(b) - len(a & b) and hash(Region(a.mask)) == hash(a)
+    assert a.mask.any(2).any(0).nonzero().flatten().tolist() == [w for w in a.columns if a.mask[:, w].any()]
+    assert grid.select(mask=a.mask) == a and a != grid
+
+
+@given(st.integers(1, 40), st.sampled_from([(48_000, 512), (22_050, 256), (44_100, 1024)]), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_range_selects_what_it_touches(w, rate, data):
+    grid = CodeGrid(torch.zeros(8, w, 2).long(), 1, rate[0], 'f', rate[1])
+    edges, bands = column_edges(grid), band_edges(grid)
+    assert len(edges) == w + 1 and bands[0] == 0 and abs(bands[-1] - rate[0]/2) < 1e-6*rate[0] and sorted(bands) == bands
+    first, last = sorted(data.draw(st.tuples(st.integers(0, w - 1), st.integers(0, w - 1))))
+    low, high = sorted(data.draw(st.tuples(st.integers(0, 7), st.integers(0, 7))))
+    exact = grid.select(seconds=(edges[first], edges[last + 1]), hz=(bands[low], bands[high + 1]), levels=1)
+    found = exact.mask.nonzero()
+    assert found.amin(0).tolist() == [low, first, 1] and found.amax(0).tolist() == [high, last, 1]
+    assert len(exact) == (last - first + 1)*(high - low + 1) and exact.columns == range(first, last + 1)
+    inside = (edges[first] + edges[first + 1])/2
+    assert grid.select(seconds=(inside, inside + 1e-3)).columns == range(first, first + 1)
+    assert grid.select(seconds=(None, inside)).columns == range(0, first + 1)
+
+
+@given(edits(sounds=2))
+@settings(max_examples=80, deadline=None)
+def test_edits_change_the_cells_they_name(edit):
+    grid, other, region, seed = edit
+    changed = [grid.randomise(region, other, seed), grid.shift(seed - 50, region), grid.reverse(region), grid.interpolate(other, 0.5, region, seed),
+               grid.interpolate(other, [level % 2 for level in range(grid.levels)], region, seed)]
+    for after in changed: only(grid, after, region)
+    for after in changed[1:3]:                              # places change, codes do not
+        for band, level in region.mask.any(1).nonzero().tolist():
+            at = region.mask[band, :, level]
+            assert sorted(after.codes[band, at, level].tolist()) == sorted(grid.codes[band, at, level].tolist())
+    assert grid.shift(3, region).shift(-3, region) == grid == grid.reverse(region).reverse(region)
+    seen = count_grids([other])
+    h, q = torch.meshgrid(torch.arange(grid.bands), torch.arange(grid.levels), indexing='ij')
+    drawn = changed[0].codes.transpose(1, 2)[region.mask.transpose(1, 2)]
+    h, q = (x[..., None].expand(-1, -1, grid.columns)[region.mask.transpose(1, 2)] for x in (h, q))
+    assert (seen[h, q, drawn] > 0).all()
+    assert changed[0] == grid.randomise(region, [other], seed)
+
+
+@given(edits(sounds=2), st.integers(0, 8))
+@settings(max_examples=80, deadline=None)
+def test_copies_land_where_they_should(edit, column):
+    source, grid, region, _ = edit
+    column = min(column, grid.columns - 1)
+    for to_s, by in ((None, 0), (column_edges(grid)[column], column - region.columns.start)):
+        after, given_back = grid.copy_from(source, region, to_s), source.swap(grid, region, to_s)
+        expected, mine = grid.codes.clone(), source.codes.clone()
+        for h, w, q in region.mask.nonzero().tolist():
+            if 0 <= w + by < grid.columns: expected[h, w + by, q], mine[h, w, q] = source.codes[h, w, q], grid.codes[h, w + by, q]
+        assert after == replace(grid, codes=expected)
+        assert given_back == (replace(source, codes=mine), after)
+    assert len(after.diff(grid)) == int((expected != grid.codes).sum())
+    assert len(grid.diff(grid)) == 0 and source.copy_from(source, region) == source
+
+
+@given(edits(sounds=2), st.integers(1, 4), st.floats(0.1, 4))
+@settings(max_examples=80, deadline=None)
+def test_longer_and_shorter(edit, times, factor):
+    grid, other, region, _ = edit
+    joined = grid.concatenate(other)
+    assert joined.columns == grid.columns + other.columns and joined.n_samples == grid.columns*8192 + other.n_samples
+    assert torch.equal(joined.codes[:, grid.columns:], other.codes) and grid.concatenate() == grid
+    if not len(region): return
+    first, last = region.columns.start, region.columns.stop
+    for after, middle in ((grid.repeat(times, region), grid.codes[:, first:last].repeat(1, times, 1)), (grid.stretch(factor, region), None)):
+        n = after.columns - grid.columns + last - first
+        assert torch.equal(after.codes[:, :first], grid.codes[:, :first]) and torch.equal(after.codes[:, first + n:], grid.codes[:, last:])
+        if middle is not None: assert torch.equal(after.codes[:, first:first + n], middle)
+        else: assert n == max(1, round((last - first)*factor))
+        assert after.n_samples - grid.n_samples == 8192*(after.columns - grid.columns)
+    part = grid.crop(region)
+    assert torch.equal(part.codes, grid.codes[:, first:last]) and 0 <= part.columns*8192 - part.n_samples < 8192
+    if len(region.columns) < grid.columns:
+        rest = grid.remove(region)
+        assert torch.equal(rest.codes, torch.cat([grid.codes[:, :first], grid.codes[:, last:]], 1))
+        assert 0 <= rest.columns*8192 - rest.n_samples < 8192
+
+
+@given(edits(sounds=2), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_cells_go_over_one_after_the_other(edit, a, b):
+    grid, other, region, seed = edit
+    a, b = sorted((a, b))
+    few, many = (grid.interpolate(other, x, region, seed).diff(grid) for x in (a, b))
+    assert len(few - many) == 0
+    assert grid.interpolate(other, 0, region, seed) == grid
+    assert grid.interpolate(other, 1, None, seed) == grid.copy_from(other)
+
+
+def test_through_the_vectors(loaded):
+    a, b = encode(loaded, noise(30_000)), encode(loaded, 0.01*noise(30_000, 1))
+    assert loaded.model.cfg.n_quantizers == 3
+    towards = [a.interpolate(b, x, loaded=loaded) for x in (0., 0.5, 1.)]
+    vectors = lambda g: loaded.model.codes_to_embeddings(g.codes.flatten(0, 1)[None], g.codes.shape[:2])
+    distance = lambda g, h: (vectors(g) - vectors(h)).square().mean()
+    assert distance(towards[0], a) <= distance(towards[1], a) <= distance(towards[2], a) and distance(towards[2], b) < distance(a, b)
+    region = a.select(levels=1, hz=(1000, 5000))
+    only(a, a.interpolate(b, 0.5, region, loaded=loaded), region)
+    with pytest.raises(CodesError, match='another model'): replace(a, model_fingerprint='x').interpolate(replace(b, model_fingerprint='x'), loaded=loaded)
+
+
+@pytest.mark.parametrize('use, words', [
+    (lambda g: g.select(seconds=(0, 1, 2)), 'from, to'), (lambda g: g.select(seconds='ab'), 'from, to'), (lambda g: g.select(seconds=(float('nan'), 1)), 'from, to'),
+    (lambda g: g.select(seconds=(-2, -1)), 'outside the grid'), (lambda g: g.select(hz=(24_000, 25_000)), 'outside'), (lambda g: g.select(levels=-1), 'some of 0 to 2'),
+    (lambda g: g.select(levels=[0, 3]), 'some of 0 to 2'), (lambda g: g.select(mask=np.zeros((8, 3), bool)), 'expected bool'),
+    (lambda g: Region(torch.zeros(2, 2, 2)), 'expected bool'), (lambda g: g.select() | g.crop(g.select(seconds=(0, 0.1))).select(), 'the same size'),
+    (lambda g: g.shift(1, 'all'), 'no region'), (lambda g: g.shift(True), 'columns=True'), (lambda g: g.repeat(1.5), 'times=1.5'), (lambda g: g.stretch(0), 'factor=0'),
+    (lambda g: g.stretch('2'), "factor='2'"), (lambda g: g.crop(g.select() - g.select()), 'is empty'), (lambda g: g.remove(None), 'nothing would be left'),
+    (lambda g: g.copy_from(g, to_s=-1), 'to_s=-1'), (lambda g: g.copy_from(replace(g, codes=g.codes[..., :2])), 'one model'), (lambda g: g.diff('x'), 'no grid'),
+    (lambda g: g.randomise(source=[]), 'expected a model'), (lambda g: g.randomise(source=replace(g, codes=g.codes[..., :2])), '2 levels'),
+    (lambda g: g.interpolate(g, -0.1), 'amount=-0.1'), (lambda g: g.interpolate(g, [0, 1]), 'each of 3 levels')])
+def test_what_cannot_be_done_is_refused(grid, use, words):
+    with pytest.raises(CodesError, match=words): use(grid)
+
+
+def test_picture_of_a_region(grid):
+    import matplotlib.pyplot as plt
+    region = grid.select(levels=1, hz=(None, 500))
+    veil = grid.show(region=region).images[1].get_array()[..., 3]
+    assert veil.shape == (3*9 - 1, 4) and (veil == 0).sum() == len(region) + 2*4       # and the two blank rows
+    plt.close('all')
 
 
 # --- files
@@ -179,6 +334,10 @@ def test_any_numpy_can_read_it(grid, tmp_path):
     with np.load(grid.save(tmp_path/'a.npz'), allow_pickle=False) as arrays:
         assert str(arrays['format']) == 'distill_codes' and int(arrays['version']) == 1
         assert np.array_equal(arrays['codes'], grid.codes.numpy()) and arrays['codes'].dtype == np.uint8
+
+
+def test_a_file_from_before_hops_were_written(grid, tmp_path):
+    assert load_codes(rewritten(grid.save(tmp_path/'a.npz'), drop=['hop_length'])) == grid
 
 
 def rewritten(path, drop=(), **changes):
