@@ -611,6 +611,7 @@ def pick_example(
     names: list = None,  # of their files
 ) -> dict:               # `name` and `before` (m, f)
     "The sound that is closest to a second long, or its beginning"
+    if not mels: return {}
     i = min(range(len(mels)), key=lambda i: abs(math.log(mels[i].shape[-1] / 94)))
     return dict(name=names[i] if names else '', before=mels[i][:, :EXAMPLE_FRAMES])
 
@@ -634,7 +635,7 @@ class Reconstruction(Objective):
 
     def forward(self, batch: WindowBatch): return vqvae_loss(self.model, batch.mel)[0]
     def score(self): return reconstruction_l1(self.model, self.held_out, 0)
-    def example(self): return dict(self.shown, after=redrawn(self.model, self.shown['before']))
+    def example(self): return self.shown and dict(self.shown, after=redrawn(self.model, self.shown['before']))
 
     def start_step(self, fraction):
         warmup = self.model.cfg.quantizer_warmup
