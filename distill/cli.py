@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
-           'Epochs', 'Seed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'AsJson', 'OtherModel', 'BaseOut',
+           'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'AsJson', 'OtherModel', 'BaseOut',
            'LongMinutes', 'Steps', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Loop', 'Prompt',
            'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
-           'Codes', 'SoundOrFolder', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'BenchMinutes', 'DEMO_NOTE',
-           'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
-           'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
-           'model_target', 'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table', 'Verdict',
-           'judge', 'tier', 'doctor', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines', 'is_number', 'decibels',
+           'Codes', 'SoundOrFolder', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'BenchMinutes', 'models',
+           'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted',
+           'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'find_named', 'attempt', 'Commands',
+           'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
+           'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table', 'Verdict', 'judge', 'tier',
+           'doctor', 'list_model', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines', 'is_number', 'decibels',
            'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit', 'train', 'train_prior',
            'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
            'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'clip_line', 'clips_at_once', 'make_clips',
            'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line',
            'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file',
            'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'beginning', 'info_rows',
-           'info', 'bench', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model', 'remove_model',
+           'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -107,6 +109,15 @@ class Stopper:
         with on_signals(self.receive): yield self
 
 # %% ../nbs/15_cli.ipynb #6ed4ea6a
+def find_named(
+    settings:dict, # arguments of a command
+) -> dict: # with a file for MODEL
+    "MODEL may be the name of a model in the library, where there is no such file"
+    model = settings.get('model')
+    if not isinstance(model, Path) or model.exists(): return settings
+    from distill.library import find_model
+    return dict(settings, model=find_model(model))
+
 def attempt(
     f:Callable,    # a command
     settings:dict, # its arguments
@@ -114,7 +125,7 @@ def attempt(
     "Run a command; whatever goes wrong becomes a line on standard error and a code"
     tell = lambda text: print(text, file=sys.stderr)
     try:
-        with on_signals(interrupt): return f(**settings), 0
+        with on_signals(interrupt): return f(**find_named(settings)), 0
     except KeyboardInterrupt as e:
         answer = getattr(e, 'answer', None) or {}
         tell(f"interrupted: what was learned so far is in {answer['model']}" if 'model' in answer else 'interrupted')
@@ -229,7 +240,7 @@ def option(kind, help, *names, **more): return Annotated[kind, typer.Option(*nam
 def argument(kind, help, **more): return Annotated[kind, typer.Argument(help=help, **more)]
 
 Folder = argument(Path, 'A folder of sounds, searched with its sub-folders.', metavar='FOLDER')
-Model = argument(Path, 'A model file (.distill).', metavar='MODEL')
+Model = argument(Path, 'A model file (.distill), or the name of a model in the library.', metavar='MODEL')
 ModelOut = option(Path, 'The model file to write; .distill is added when it has no ending.',
                   '--out', '-o', metavar='MODEL')
 SoundOut = option(Path, 'The sound file to write: .wav, .flac, .ogg or .mp3.', '--out', '-o', metavar='FILE')
@@ -237,6 +248,7 @@ Device = option(Optional[str], 'cpu, cuda or mps; by default the best there is.'
 Minutes = option(Optional[float], 'How long it may take, in minutes; 5 when nothing is given.', callback=_positive)
 Epochs = option(Optional[int], 'Instead of minutes: passes over the sounds.', min=1, max=1_000_000)
 Seed = option(int, 'The same seed and --epochs give the same model.', min=0, max=TOP_SEED)
+Listed = option(bool, 'Put the model on the list of `distill library`.', '--library/--no-library')
 Scratch = option(bool, 'Leave the base model out, that the package brings, and learn from nothing.', '--from-scratch')
 BitDepth = option(Optional[int], '16, 24 or 32 (32: wav alone); 16 when not given.', callback=_bit_depth)
 SampleRate = option(Optional[int], 'Samples per second of the file.', min=8_000, max=192_000)
@@ -411,6 +423,15 @@ def doctor(folder:Folder, as_json:AsJson=False):
     return answer
 
 # %% ../nbs/15_cli.ipynb #c76eb56b
+def list_model(path:Path):
+    "Put a model that was just written into the library; where that fails, a line says so and nothing else"
+    import warnings
+    from distill.library import register_model
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        register_model(path)
+    for o in said: print(f'note: {o.message}', file=sys.stderr)
+
 class Ready(NamedTuple):
     "A folder that was read, and what is left of the time"
     collection:object # a `MelCollection`
@@ -433,6 +454,7 @@ def keep_or_drop(
     target:Path,  # where it goes
     stop:Stopper, # whether it was cut short
     before=None,  # the scores that the model had before, if it had any
+    library=True, # put it on the list of the library
 ):
     "Save a model, unless it was interrupted before there was anything to save, or anything better than before"
     scores = loaded.metadata['scores']
@@ -442,6 +464,7 @@ def keep_or_drop(
               'nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)
     loaded.save(target)
+    if library: list_model(target)
 
 # %% ../nbs/15_cli.ipynb #200de8c4
 def file_lines(files) -> list[str]: # what was used, what was not, in lines
@@ -517,7 +540,7 @@ def fit_report(
     return report
 
 # %% ../nbs/15_cli.ipynb #b8701b1f
-def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=False):
+def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=False, library=True):
     "Read a folder, train one stage or both, save, report; returns the report, the model and the `MelCollection`"
     from distill.fitting import fit_codes, fit_model
     from distill.training import pick_device
@@ -529,21 +552,21 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=Fal
             loaded = (fit_model if stages == 2 else fit_codes)(
                 folder, ready.minutes, epochs, seed, device, from_scratch=from_scratch, collection=ready.collection,
                 progress_callback=part(tell, 0.03, 1), should_stop=stop)
-            keep_or_drop(loaded, target, stop)
+            keep_or_drop(loaded, target, stop, library=library)
     return fit_report(loaded, ready.collection, target, stop), loaded, ready.collection
 
 # %% ../nbs/15_cli.ipynb #be8f22bb
 @command
 def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False,
-        device:Device=None, as_json:AsJson=False):
+        library:Listed=True, device:Device=None, as_json:AsJson=False):
     "Learn the sounds of FOLDER, both stages, and write a model that can make new ones."
-    return learn(folder, out, minutes, epochs, seed, device, from_scratch=from_scratch)[0]
+    return learn(folder, out, minutes, epochs, seed, device, from_scratch=from_scratch, library=library)[0]
 
 @command
 def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0,
-          from_scratch:Scratch=False, device:Device=None, as_json:AsJson=False):
+          from_scratch:Scratch=False, library:Listed=True, device:Device=None, as_json:AsJson=False):
     "Stage 1 alone: learn codes for the sounds of FOLDER. The model can encode and decode, not yet make new sound."
-    return learn(folder, out, minutes, epochs, seed, device, stages=1, from_scratch=from_scratch)[0]
+    return learn(folder, out, minutes, epochs, seed, device, stages=1, from_scratch=from_scratch, library=library)[0]
 
 # %% ../nbs/15_cli.ipynb #520695a8
 OtherModel = option(Optional[Path], 'Where to write; by default MODEL itself gets the prior.',
@@ -551,7 +574,7 @@ OtherModel = option(Optional[Path], 'Where to write; by default MODEL itself get
 
 @command
 def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0,
-                device:Device=None, as_json:AsJson=False):
+                library:Listed=True, device:Device=None, as_json:AsJson=False):
     "Stage 2 alone: learn how the codes of MODEL follow each other in FOLDER, the folder it was made from."
     from distill.model import load_model
     from distill.fitting import fit_prior
@@ -563,7 +586,7 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
         with stop.listening():
             loaded = fit_prior(loaded, folder, ready.minutes, epochs, seed, progress_callback=part(tell, 0.05, 1),
                                should_stop=stop, collection=ready.collection)
-            keep_or_drop(loaded, target, stop, before)
+            keep_or_drop(loaded, target, stop, before, library)
     return fit_report(loaded, ready.collection, target, stop)
 
 # %% ../nbs/15_cli.ipynb #c762a32e
@@ -1014,6 +1037,62 @@ def bench(model:BenchModel=None, peers:Peers=False, recipes:Recipes=None, minute
                  else bench_model(model, peers=peers, seed=seed, progress_callback=tell, device=device))
     print(table)
     return table.to_dict()
+
+# %% ../nbs/15_cli.ipynb #6a574a12
+models = typer.Typer(no_args_is_help=True, help='The models of this machine: list them, give them names, forget them.')
+app.add_typer(models, name='library')
+ModelName = argument(str, 'What the model is called in the library.', metavar='NAME')
+
+def model_row(entry) -> tuple: # of texts
+    "A model in a line of a table"
+    likeness, bits = entry.scores.get('log_mel_l1'), entry.scores.get('bits_per_code')
+    return (entry.name, f'{entry.files} files, {clock(entry.seconds)}', f'{likeness:.2f} nats' if is_number(likeness) else '-',
+            f'{bits:.2f} bits' if is_number(bits) else '-' if entry.has_prior else 'no prior', entry.created[:10],
+            f"{'' if entry.exists else 'GONE FROM '}{entry.path}")
+
+def tell_models(entries) -> dict: # for programs
+    print(columns([model_row(e) for e in entries]))
+    return dict(models=[e.to_dict() for e in entries])
+
+@partial(command, group=models, name='list')
+def list_models(words:Annotated[Optional[list[str]], typer.Argument(metavar='[WORDS]', help='Only those that have these words in name, source, labels or path.')]=None,
+                as_json:AsJson=False):
+    "List the models, the newest first: what they were made of, how good they are, where they are."
+    from distill.library import Library
+    library = Library()
+    found = library.find(' '.join(words)) if words else library.list()
+    if not found: print('no model fits' if words else 'no models yet: distill fit puts them here, or distill library add')
+    return dict(tell_models(found), library=str(library.path))
+
+# %% ../nbs/15_cli.ipynb #62e3e0a0
+NewName = option(Optional[str], 'What to call it; by default as the file is called.', '--name', metavar='NAME')
+OtherName = argument(str, 'What it will be called.', metavar='NEW')
+DeleteFile = option(bool, 'Delete the model file, too.', '--delete-file')
+
+@partial(command, group=models, name='add')
+def add_model(paths:Annotated[list[Path], typer.Argument(metavar='FILE|FOLDER', help='Model files, or folders of them.')],
+              name:NewName=None, as_json:AsJson=False):
+    "Put models on the list, or read again what has changed."
+    from distill.library import Library
+    paths = [p.expanduser() for p in paths]
+    files = [f for p in paths for f in (sorted(p.rglob('*.distill')) if p.is_dir() else [p])]
+    if not files: raise ValueError(f'there is no .distill file in {paths[0]}')
+    if name and len(files) > 1: raise typer.BadParameter(f'it is one name for {len(files)} models.', param_hint="'--name'")
+    return tell_models([Library().add(f, name) for f in files])
+
+@partial(command, group=models, name='rename')
+def rename_model(name:ModelName, new:OtherName, as_json:AsJson=False):
+    "Call a model something else. Its file keeps its name."
+    from distill.library import Library
+    return tell_models([Library().rename(name, new)])
+
+@partial(command, group=models, name='remove')
+def remove_model(name:ModelName, delete_file:DeleteFile=False, as_json:AsJson=False):
+    "Forget a model. Its file stays, unless --delete-file."
+    from distill.library import Library
+    entry = Library().remove(name, delete_file)
+    print(f'{entry.name} is forgotten' + (f', and {entry.path} is deleted' if delete_file else f'; its file stays: {entry.path}'))
+    return dict(entry.to_dict(), deleted=delete_file)
 
 # %% ../nbs/15_cli.ipynb #90e6e369
 DEMO_NOTE = 'This folder was made by `distill demo`, which will write these files again: sounds/, demo.distill, demo.wav, demo.png.\n'

@@ -7,6 +7,7 @@ import pytest
 os.environ.setdefault('OMP_NUM_THREADS', '1')    # two processes with one thread each beat one with two
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('DISTILL_CACHE', str(Path(tempfile.gettempdir())/'distill-test-cache'))    # not the user's own
+os.environ['DISTILL_HOME'] = tempfile.mkdtemp(prefix='distill-test-home-')    # a new one: its library is empty
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'msedge',
