@@ -17,6 +17,7 @@ from .audio import load_audio
 from .codes import CodeGrid, decode, encode
 from .dataset import DatasetConfig
 from .evaluate import EvaluationReport, evaluate_model
+from .library import find_model, register_model
 from .model import LoadedVQModel, load_model
 from .fitting import fit_model
 from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips, regenerate, stream_audio
@@ -103,18 +104,20 @@ class _Files:
     @classmethod
     def load(
         cls,
-        path,         # a `.distill` file
+        path,         # a `.distill` file, or the name of a model in the library
         device=None,  # "cuda", "mps", "cpu"; by default the best there is
     ):                # a `Distill`
         "Read a model from a file; raises `ModelFileError` that says what the file is"
-        return cls(load_model(path, device))
+        return cls(load_model(find_model(path), device))
 
     def save(
         self,
         path,         # where to; `.distill` is the usual suffix
+        library: bool = True,  # put it on the list of this machine's models, see `distill.library`
     ) -> Path:
         "Write the model to a file, whole or not at all; raises `ModelFileError`"
         self.loaded = replace(self.loaded, path=self.loaded.save(path))
+        if library: register_model(self.loaded.path)
         return self.loaded.path
 
     def info(self) -> dict:  # ready for JSON
