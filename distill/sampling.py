@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PER_LEVEL', 'PRESETS', 'FILTERS', 'TOLERANCE', 'as_array', 'softmax', 'apply_temperature', 'apply_repetition_penalty',
            'RecentCodes', 'apply_top_k', 'apply_top_p', 'apply_min_p', 'atypicality', 'apply_typical', 'SamplingConfig',
-           'config_folder', 'list_presets', 'preset', 'save_preset', 'delete_preset', 'Cut', 'scale_logits',
-           'apply_filters', 'distribution', 'Draw', 'draw', 'resolve_seed', 'RowNoise', 'edge_mass', 'is_close_call',
-           'next_codes', 'Sampler', 'Stopped', 'sample_code_sequence']
+           'config_folder', 'list_presets', 'preset', 'save_preset', 'delete_preset', 'Cut', 'apply_filter',
+           'scale_logits', 'apply_filters', 'distribution', 'Draw', 'draw', 'resolve_seed', 'RowNoise', 'edge_mass',
+           'is_close_call', 'next_codes', 'Sampler', 'Stopped', 'sample_code_sequence']
 
 # %% ../nbs/07_sampling.ipynb #45cf7338
 import json, math, operator, os, re, secrets, sys, unicodedata
@@ -34,8 +34,9 @@ def softmax(
     logits, # next-code logits (b, k)
 ): # probabilities (b, k)
     "Logits as probabilities"
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True)
+    p = np.exp(logits - np.maximum.reduce(logits, -1, keepdims=True))
+    p /= np.add.reduce(p, -1, keepdims=True)
+    return p
 
 # %% ../nbs/07_sampling.ipynb #7f5221da
 def apply_temperature(
@@ -93,8 +94,9 @@ def _smallest_set(p, score, mass):
     rows, order = np.arange(len(p))[:, None], score.argsort(-1, kind='stable')
     ranked = p[rows, order]              # (b, k) in rank order
     total = ranked.cumsum(-1)
-    kept = np.empty_like(p)
-    kept[rows, order] = ranked * (total - ranked < mass * total[:, -1:])  # the first has nothing before it
+    enough, kept = total - ranked >= mass * total[:, -1:], np.empty_like(p)
+    enough[:, 0] = False                 # the first stays, however little is asked for
+    kept[rows, order] = ranked * ~enough
     return kept
 
 def apply_top_p(
@@ -102,7 +104,14 @@ def apply_top_p(
     top_p: float, # mass to keep, 0–1; both 0 and 1 are off
 ): # probabilities (b, k), 0 where a code is ruled out
     "Keep the smallest set of likeliest codes that holds at least `top_p` of the probability"
-    return _smallest_set(p, -p, top_p) if 0 < top_p < 1 else p
+    if not 0 < top_p < 1: return p
+    ranked = np.sort(p, -1)              # the unlikeliest first: they go while there is enough without them
+    total = ranked.cumsum(-1)
+    out = total <= (1 - top_p) * total[:, -1:]
+    out[:, -1] = False                   # the likeliest stays, however little is asked for
+    kept = p * (p >= ranked[np.arange(len(p)), out.argmin(-1)][:, None])
+    if np.count_nonzero(kept) + np.count_nonzero(out) <= p.size: return kept
+    return _smallest_set(p, -p, top_p)   # equals on both sides of the edge: it takes a ranking to part them
 
 # %% ../nbs/07_sampling.ipynb #1567fbe2
 def apply_min_p(
@@ -323,11 +332,23 @@ class Cut(NamedTuple):
     value: float       # what it was set to
     before: np.ndarray # probabilities that it was given (b, k)
     after: np.ndarray  # probabilities that it left (b, k)
+    least: np.ndarray  # the least of those that it left (b,)
+    mass: np.ndarray   # their sum (b,)
+
+def apply_filter(
+    p, # probabilities (b, k)
+    name: str, # a key of `FILTERS`
+    value: float, # of this setting
+): # a `Cut`, or None where the filter is off
+    "One of the filters, by its name"
+    after = FILTERS[name](p, value) if value else p
+    if after is p: return None
+    return Cut(name, value, p, after, np.minimum.reduce(np.where(after > 0, after, np.inf), -1), np.add.reduce(after, -1))
 
 def scale_logits(
     logits, # next-code logits (b, k)
     cfg: SamplingConfig, # the settings, plain values
-    used=None, # True for codes that this level used lately (b, k), for the penalty
+    used=None, # True for codes that its level used lately (b, k), for the penalty
 ): # logits (b, k)
     "Penalty, then temperature"
     if used is not None: logits = apply_repetition_penalty(logits, cfg.repetition_penalty, used)
@@ -339,10 +360,10 @@ def apply_filters(
 ) -> list: # a `Cut` for every filter that is on
     "Top-k, top-p, min-p, typical"
     cuts = []
-    for name, keep in FILTERS.items():
-        if (value := getattr(cfg, name)) and (after := keep(p, value)) is not p:
-            cuts.append(Cut(name, value, p, after))
-            p = after
+    for name in FILTERS:
+        if cut := apply_filter(p, name, getattr(cfg, name)):
+            cuts.append(cut)
+            p = cut.after
     return cuts
 
 def distribution(
@@ -411,13 +432,10 @@ class RowNoise:
 # %% ../nbs/07_sampling.ipynb #52de4e94
 TOLERANCE = 4e-5  # nats: how far rounding may move a logit; several times what float32 was seen to do
 
-def _least_kept(p): return np.where(p > 0, p, np.inf).min(-1)  # (b,)
-
-def _mass_is_close(cut, last, tolerance):
+def _mass_is_close(cut, last, total, tolerance):
     "Whether the mass that was kept, or without the code `last` (b,), is on a hair"
-    total, hair = cut.before.sum(-1), 2 * tolerance * cut.value * (1 - cut.value)
-    mass = cut.after.sum(-1) / total
-    return (mass < cut.value + hair) | (mass - last / total > cut.value - hair)
+    hair = 2 * tolerance * cut.value * (1 - cut.value)
+    return (cut.mass < (cut.value + hair) * total) | (cut.mass - last > (cut.value - hair) * total)
 
 def _typical_edge_mass(cut, tolerance):
     "The same as `edge_mass` for codes ranked by how typical they are"
@@ -427,7 +445,7 @@ def _typical_edge_mass(cut, tolerance):
     reach = tolerance * (4 + 2 * (p * far).sum(-1) / p.sum(-1))
     near = np.abs(far - far[rows, last][:, None]) < reach[:, None]  # with `last` itself
     swap = np.where(near.sum(-1) > 1, (p * near).sum(-1), 0)
-    end = np.where(_mass_is_close(cut, p[rows, last], tolerance), p[rows, last] + p[rows, next_one], 0)
+    end = np.where(_mass_is_close(cut, p[rows, last], p.sum(-1), tolerance), p[rows, last] + p[rows, next_one], 0)
     return swap + end
 
 def edge_mass(
@@ -436,22 +454,22 @@ def edge_mass(
 ): # probability, as in `cut.before`; 0 where the edge is clear (b,)
     "How much probability hangs on a hair at the edge of a filter"
     if cut.name == 'typical_p': return _typical_edge_mass(cut, tolerance)
-    near, last = 1 + 2 * tolerance, _least_kept(cut.after)
-    next_one = np.where(cut.after > 0, 0, cut.before).max(-1)
+    out, last, near = cut.before - cut.after, cut.least, 1 + 2 * tolerance
+    next_one = np.maximum.reduce(out, -1)
     if cut.name == 'min_p':
-        best = cut.before.max(-1)
+        best = np.maximum.reduce(cut.before, -1)
         bar = cut.value * best
         close = (last < best) & (last < bar * near) | (next_one * near > bar)
     else: close = (next_one < last) & (last < next_one * near)  # two could swap places; exact ties cannot
-    if cut.name == 'top_p': close |= _mass_is_close(cut, last, tolerance)
-    return np.where(close, last, 0)
+    if cut.name == 'top_p': close |= _mass_is_close(cut, last, cut.mass + np.add.reduce(out, -1), tolerance)
+    return last * close
 
 # %% ../nbs/07_sampling.ipynb #63a9ae2e
 def _at_stake(cuts, tolerance):
     "The share of the probability that hangs on hairs (b,)"
     masses = [edge_mass(o, tolerance) for o in cuts]
     if cuts[-1].name == 'typical_p': masses[:-1] = [o > 0 for o in masses[:-1]]  # the entropy moves: all may change
-    return sum(masses) / cuts[-1].after.sum(-1)
+    return sum(masses) / cuts[-1].mass
 
 def is_close_call(
     drawn: Draw, # the draw
@@ -466,7 +484,7 @@ def is_close_call(
         close = ~(margin >= 2 * tolerance) & (margin != 0)  # NaN is close, an exact tie is not
         return close | (_at_stake(cuts, tolerance) > 0) if typical or cuts and cfg.gumbel else close
     shift = lambda share: share / np.maximum(1 - share, .5)  # of the boundaries, when so much comes or goes
-    most = 1. if typical else shift(_least_kept(cuts[-1].after) / cuts[-1].after.sum(-1)) if cuts else 0.
+    most = 1. if typical else shift(cuts[-1].least / cuts[-1].mass) if cuts else 0.
     close = ~(margin >= most + tolerance / 2)
     if not close.any(): return close                         # far from anything, as nearly always
     reach = 2 * tolerance * noise * (1 - noise)              # a boundary within reach is about where the dart is
@@ -514,16 +532,16 @@ class Sampler:
 
     def next(
         self,
-        logits, # what the prior says about the next token (b, k)
+        logits, # what the prior says about the next token (b, k), tensor or array
         settle=None, # row → logits (k,) that do not depend on the other rows; needed for one seed to be one sound
-    ): # codes (b,), long, on the device of `logits`
+    ): # codes (b,), long: an array, or for a tensor a tensor on its device
         "Draw the next token of every row"
         q = self.t % len(self.levels)
         cfg, recent = self.levels[q], self.recent[q]
         noise = None if cfg.argmax else self.noise.next()
         tokens = next_codes(logits, cfg, noise, recent and recent.used(), settle)
         self._add(tokens)
-        return torch.from_numpy(tokens).to(logits.device)
+        return torch.from_numpy(tokens).to(logits.device) if isinstance(logits, torch.Tensor) else tokens
 
     def feed(self, tokens):  # codes (b,), or several in a row (b, t)
         "Tell it of codes that were not drawn but given"

@@ -8,9 +8,10 @@ __all__ = ['Column', 'sample_columns', 'sample_one_shots', 'loop_surprise', 'sam
 # %% ../nbs/07a_stream.ipynb #a3998830
 import math
 from typing import NamedTuple
+import numpy as np
 import torch
 from torch.nn import functional as F
-from .prior import CodePrior
+from .prior import CodePrior, Context
 from .sampling import Sampler, SamplingConfig, Stopped
 
 # %% ../nbs/07a_stream.ipynb #5c69ae88
@@ -26,51 +27,47 @@ class _Past:
         self.prior, self.sampler, self.labels, self.n = prior, sampler, labels, prior.cfg.column
         self.keep, self.context = prior.cfg.keep, None
 
-    def begin(self):  # logits of the first code (b, k)
+    def begin(self):  # logits of the first code (b, k), as all that follow an array
         "Nothing has sounded yet"
         b = len(self.sampler.seeds)
         self.context = self.prior.new_cache(b, self.labels)
         self.onsets = torch.ones(b, 1, dtype=torch.bool)
-        return self.prior.step(None, self.context)
+        return self.prior.step(None, self.context).numpy()
 
-    def read(self, codes, onsets, begins):  # (b, w·n), (b, w), (b,) -> logits of the next code (b, k)
+    def read(self, codes, onsets):  # (b, w·n), those of the columns and of the next one (b, w + 1) -> logits of the next code (b, k)
         "These columns have sounded"
-        self.context, logits = self.prior.resume(codes, onsets, self.labels, begins, self.context and self.context.weights)
-        self.onsets = torch.cat([onsets, begins[:, None]], 1)
-        return logits
+        self.context, logits = self.prior.resume(codes, onsets, self.labels, self.context and self.context.weights)
+        self.onsets = onsets
+        return logits.numpy()
 
     def go_on(self, tokens, ended):  # the last codes of a column (b,), (b,) -> logits of the next code (b, k)
         "A column is complete"
+        self.onsets = torch.cat([self.onsets, ended[:, None]], 1)
         if self.context.length + 1 < self.prior.max_length:
             self.context.begin(ended)
-            self.onsets = torch.cat([self.onsets, ended[:, None]], 1)
-            return self.prior.step(tokens, self.context)
-        start = self.context.length + 1 - self.keep * self.n
-        codes = torch.cat([torch.from_numpy(self.context.codes[:, start:self.context.length]), tokens[:, None]], 1)
-        return self.read(codes, self.onsets[:, -self.keep:], ended)
+            return self.context.feed(tokens)
+        self.context.codes[:, -1] = tokens
+        return self.read(torch.from_numpy(self.context.codes[:, -self.keep * self.n:]), self.onsets[:, -self.keep - 1:])
 
 # %% ../nbs/07a_stream.ipynb #e9d0f4f4
-def _alone(past, row):  # the states of one row's places (1, p, d), its codes (1, p, q), and the next code's level
+def _alone(past, row):  # a `Context` that stands where that of all rows stands, and its logits (1, k)
     "What the prior makes of one row without the others"
-    context, q = past.context, past.prior.cfg.n_quantizers
-    codes = torch.from_numpy(context.codes[row:row + 1, :context.length])
-    codes = F.pad(codes, (0, q - context.length % q)).unflatten(1, (-1, q))
-    onsets = past.onsets[row:row + 1]
-    labels = torch.full(onsets.shape, int(context.labels[row]))
-    codes, onsets, labels = (x.to(past.prior.vectors.device) for x in (codes, onsets, labels))
-    return past.prior.read(codes, onsets, labels), codes, context.length % q
-
-def _settle(past, row):  # logits of the next code (k,)
-    "For a draw that the company of other rows could decide"
-    states, codes, level = _alone(past, row)
-    return past.prior.levels(states, codes, past.prior.vectors)[0, -1, level]
+    context, q, one = past.context, past.prior.cfg.n_quantizers, slice(row, row + 1)
+    places, label = context.length // q * q, torch.from_numpy(context.labels[one])
+    codes = torch.from_numpy(context.codes[one, :context.length])
+    if places: alone, logits = past.prior.resume(codes[:, :places], past.onsets[one], label, context.weights)
+    else:
+        alone = Context(past.prior, 1, label, context.weights)
+        logits = past.prior.step(None, alone)
+    for tokens in codes[:, places:].T: logits = past.prior.step(tokens, alone)
+    return alone, logits
 
 def _ended(past):  # (b,) bool
     "Let the die fall on whether the sound ends with the column at hand"
-    chance, die = past.prior.end_probability(past.context), past.sampler.uniform()
-    for row in ((chance - die).abs() < 1e-4).nonzero().flatten().tolist():
-        chance[row] = past.prior.end(_alone(past, row)[0][0, -1]).sigmoid().double().item()
-    return die < chance
+    chance = lambda context: torch.from_numpy(context.end_logit()).double().sigmoid()
+    chances, die = chance(past.context), past.sampler.uniform()
+    for row in ((chances - die).abs() < 1e-4).nonzero().flatten().tolist(): chances[row] = chance(_alone(past, row)[0])[0]
+    return die < chances
 
 # %% ../nbs/07a_stream.ipynb #7d756074
 @torch.inference_mode()
@@ -84,20 +81,21 @@ def sample_columns(
     "Draw column after column from the prior, with a sliding context"
     sampler = Sampler(cfg, seeds, prior.cfg.n_quantizers, prior.cfg.codebook_size)
     past = _Past(prior, sampler, labels)
+    settle = lambda row: _alone(past, row)[1][0]
     if prompt is None: logits = past.begin()
     else:
         given = prompt.flatten()[None].expand(len(seeds), -1)
         sampler.feed(given)
-        onsets = torch.zeros(len(seeds), len(prompt), dtype=torch.bool)
+        onsets = torch.zeros(len(seeds), 1 + len(prompt), dtype=torch.bool)
         onsets[:, 0] = True
-        logits = past.read(given[:, -past.keep * past.n:], onsets[:, -past.keep:], torch.zeros(len(seeds), dtype=torch.bool))
+        logits = past.read(given[:, -past.keep * past.n:], onsets[:, -past.keep - 1:])
     while True:
         column = []
         for i in range(past.n):
-            column.append(sampler.next(logits, lambda row: _settle(past, row)))
-            if i < past.n - 1: logits = prior.step(column[-1], past.context)
+            column.append(sampler.next(logits, settle))
+            if i < past.n - 1: logits = past.context.feed(column[-1])
         ended = _ended(past)
-        yield Column(torch.stack(column, 1), ended)
+        yield Column(torch.from_numpy(np.stack(column, 1)), ended)
         logits = past.go_on(column[-1], ended)
 
 # %% ../nbs/07a_stream.ipynb #6e82bbbb

@@ -276,7 +276,8 @@ def test_filters_do_not_mind_the_sum(rng, name, value, factor):
     "What an earlier filter left does not add up to 1."
     p, keep = random_p(rng), sampling.FILTERS[name]
     if name == 'top_k': value = int(1 + 50 * value)
-    assume(not sampling.edge_mass(sampling.Cut(name, value, p, keep(p, value)), 1e-9).any())
+    cut = sampling.apply_filter(p, name, value)
+    assume(cut is None or not sampling.edge_mass(cut, 1e-9).any())
     np.testing.assert_allclose(keep(p * factor, value), keep(p, value) * factor, rtol=1e-9)
 
 
