@@ -229,65 +229,82 @@ class CodePrior(nn.Module):
 class _Dense(NamedTuple):
     "A linear layer that may have a layer norm before it"
     weight: np.ndarray   # (o, i)
-    bias: np.ndarray     # (o,)
-    norm: bool
+    bias: np.ndarray     # (o,), or None
+    norm: bool = False
 
     def __call__(self, x):  # (b, i) -> (b, o)
-        y = np.dot(self.weight, x[0])[None] if len(x) == 1 else np.dot(x, self.weight.T)
+        if len(x) == 1: y = np.dot(self.weight, x[0])[None]
+        else: y = F.linear(torch.from_numpy(x), torch.from_numpy(self.weight)).numpy()
         if self.norm: y *= _inverse_deviation(x)
-        y += self.bias
+        if self.bias is not None: y += self.bias
         return y
 
-def _inverse_deviation(x):  # (b, d) -> (b, 1)
-    d = x.shape[1]
-    if len(x) == 1:
-        v = x[0]
-        return 1 / math.sqrt(float(np.dot(v, v)) / d - (float(np.dot(v, _ones(d))) / d) ** 2 + 1e-5)
-    mean = np.add.reduce(x, 1) / d
-    return (1 / np.sqrt(np.einsum('bd,bd->b', x, x) / d - mean * mean + 1e-5))[:, None]
+def _inverse_deviation(x):  # of rows whose mean is 0 (b, d) -> (b, 1)
+    if len(x) == 1: return 1 / math.sqrt(float(np.dot(x[0], x[0])) / x.shape[1] + 1e-5)
+    return (1 / np.sqrt(np.einsum('bd,bd->b', x, x) / x.shape[1] + 1e-5))[:, None]
 
-@functools.cache
-def _ones(d): return np.ones(d, np.float32)
+def _exact(x): return x.detach().double().cpu().numpy()
 
-def _dense(weight, bias=None, norm=None):
-    "From torch parameters"
-    array = lambda x: x.detach().double().cpu().numpy()
-    weight, bias = array(weight), 0. if bias is None else array(bias)
-    if norm is not None:
-        bias = bias + weight @ array(norm.bias)
-        weight = weight * array(norm.weight)
-        weight = weight - weight.mean(1, keepdims=True)
-    return _Dense(np.ascontiguousarray(weight, np.float32), np.broadcast_to(np.float32(bias), len(weight)).copy(), norm is not None)
+def _centred(x): return x - x.mean(-1, keepdims=True)
 
-def _gelu(x):
-    y = x * x
-    y *= 0.044715 * 0.7978845608
-    y += 0.7978845608
-    y *= x
+def _single(x): return np.ascontiguousarray(x, np.float32)
+
+def _dense(weight, bias, norm): return _Dense(_single(weight), _single(bias) if bias.any() else None, norm)
+
+def _reader(weight, bias=None, norm=None, scale=1.):  # arrays (o, i), (o,); a LayerNorm; a factor, or one per row (o, 1)
+    "The layer after a norm"
+    bias = np.zeros(len(weight)) if bias is None else bias
+    if norm is not None: weight, bias = weight * _exact(norm.weight), bias + weight @ _exact(norm.bias)
+    return _dense(weight * scale, bias * np.ravel(scale), norm is not None)
+
+def _writer(weight, bias=None, scale=1.):
+    "The layer before a sum: its answers have a mean of 0"
+    bias = np.zeros(len(weight)) if bias is None else bias
+    return _dense(_centred(weight.T).T * scale, _centred(bias), False)
+
+# %% ../nbs/06_prior.ipynb #8e4b9c73
+_BETA = (0.7978845608 * 0.044715) ** (1 / 3)
+
+def _gelu(u):  # twice β times the GELU of u / β
+    y = u * u
+    y += 0.7978845608 / _BETA
+    y *= u
     np.tanh(y, out=y)
     y += 1
-    y *= x
-    y *= 0.5
+    y *= u
     return y
+
+def _perceptron(layers, norm):
+    up, down = layers[0], layers[2]
+    return (_reader(_exact(up.weight), _exact(up.bias), norm, _BETA),
+            _writer(_exact(down.weight), _exact(down.bias), 0.5 / _BETA))
 
 # %% ../nbs/06_prior.ipynb #16f27ddc
 class StepWeights:
     "A prior's weights as arrays, and what can be worked out beforehand"
     def __init__(self, prior: 'CodePrior'):
-        array = lambda x: x.detach().float().cpu().numpy()
-        perceptron = lambda m, norm: (_dense(m[0].weight, m[0].bias, norm), _dense(m[2].weight, m[2].bias))
-        self.blocks = [(_dense(x.qkv.weight, None, x.norm1), _dense(x.proj.weight), *perceptron(x.mlp, x.norm2)) for x in prior.blocks]
-        self.end = _dense(prior.end.weight, prior.end.bias)
-        self.norm = (array(prior.norm.weight), array(prior.norm.bias))
-        e, levels = prior.embedding, prior.levels
-        self.around = _dense(e.around.weight)
-        self.token, self.onset, self.start, self.label = map(array, (e.token.weight, e.onset, e.start, e.label.weight))
-        bands = prior.cfg.n_bands
-        self.place = array(e.place.weight) + array(e.band.weight)[np.arange(len(e.place.weight)) % bands]
-        adds, weight = levels.tables(prior.vectors)
-        self.adds, self.levels, self.mlp = array(adds), array(levels.level), perceptron(levels.mlp, levels.norm1)
-        self.heads = [_dense(head.T, None, levels.norm2) for head in weight]
-        self.vectors, self.tables = array(prior.vectors), np.arange(prior.cfg.n_quantizers) * prior.cfg.codebook_size
+        e, levels, cfg = prior.embedding, prior.levels, prior.cfg
+        scale = np.ones((3 * cfg.d_model, 1))
+        scale[:cfg.d_model] = (cfg.d_model // cfg.n_heads) ** -0.5                  # of attention: goes into the queries
+        self.blocks = [(_reader(_exact(x.qkv.weight), None, x.norm1, scale), _writer(_exact(x.proj.weight)),
+                        *_perceptron(x.mlp, x.norm2)) for x in prior.blocks]
+        self.end = _reader(_exact(prior.end.weight), _exact(prior.end.bias), prior.norm)._replace(norm=False)
+        self.around, self.tables = _writer(_exact(e.around.weight)), np.arange(cfg.n_quantizers) * cfg.codebook_size
+        place = _exact(e.place.weight) + _exact(e.band.weight)[np.arange(len(e.place.weight)) % cfg.n_bands]
+        self.place, self.onset, self.start, self.label = (_single(_centred(x)) for x in (place, *map(_exact, (e.onset, e.start, e.label.weight))))
+        vectors = _exact(prior.vectors).reshape(len(e.token.weight), -1)
+        self.token = _single(np.concatenate([_centred(_exact(e.token.weight)), vectors], 1))     # one look-up for both
+        self._levels(prior, *map(_exact, levels.tables(prior.vectors)))
+
+    def _levels(self, prior, adds, heads):
+        "From one level to the next, a code and the next level's embedding are added at once"
+        levels, level = prior.levels, _centred(_exact(prior.levels.level))
+        adds = _centred(adds)
+        adds[:-1] += (level[1:] - level[:-1])[:, None]
+        self.adds, self.gain = _single(adds), _single(_exact(prior.norm.weight))
+        self.shift = _single(_centred(_exact(prior.norm.bias)) + level[0])
+        self.mlp = _perceptron(levels.mlp, levels.norm1)
+        self.heads = [_reader(head.T, None, levels.norm2) for head in heads]
 
 # %% ../nbs/06_prior.ipynb #8fbf157d
 class Context:
@@ -300,74 +317,92 @@ class Context:
         weights: StepWeights = None,   # of this prior, if they are at hand
     ):
         cfg, self.weights = prior.cfg, weights or StepWeights(prior)
-        shape = (cfg.n_layers, batch_size, cfg.n_heads, cfg.max_columns * cfg.n_bands, cfg.d_model // cfg.n_heads)
-        self.keys, self.values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        places = cfg.max_columns * cfg.n_bands
+        self.pairs = np.zeros((cfg.n_layers, 2, batch_size, cfg.n_heads, places, cfg.d_model // cfg.n_heads), np.float32)  # keys, values
         self.cfg, self.batch_size, self.asked = cfg, batch_size, False
-        self.labels = np.zeros(batch_size, np.int64) if labels is None else labels.cpu().numpy()
-        self.onsets = np.ones((batch_size, 1), np.float32)                       # of the column at hand
-        self.next_onsets = np.zeros_like(self.onsets)                            # of the one after it
+        self.labels = np.zeros(batch_size, np.int64) if labels is None else np.asarray(labels.cpu())
+        self.onset = np.ones(batch_size, bool)                                   # the column at hand begins a sound
+        self.next_onset = np.zeros(batch_size, bool)                             # so does the one after it
         self.back = 2 * cfg.n_bands - np.array(neighbours(cfg.n_bands))
-        self.grid = np.zeros((batch_size, 2 * cfg.n_bands + cfg.max_columns * cfg.n_bands, cfg.code_dim), np.float32)
+        self.grid = np.zeros((batch_size, 2 * cfg.n_bands + places, cfg.code_dim), np.float32)
         self.codes = np.zeros((batch_size, cfg.max_length), np.int64)
         self.length = 0                                                          # codes fed so far
-        self.state = self.known = None                                           # (b, d) of the place at hand, and with its codes
+        self.state = self.known = None                                           # (b, d) of the place at hand; with its codes so far
 
     def begin(self, onsets):  # (b,) bool
         "Say which rows begin a new sound with the column that comes next"
-        self.next_onsets = onsets.cpu().numpy().astype(np.float32).reshape(-1, 1)
+        self.next_onset = np.asarray(onsets.cpu(), bool)
 
 # %% ../nbs/06_prior.ipynb #756d2aa4
-def _attend(context, i, place, q, k, v):  # layer, place; (b, heads, d / heads) each -> (b, d)
-    keys, values = context.keys[i], context.values[i]
-    keys[:, :, place], values[:, :, place] = k, v
-    score = np.matmul(keys[:, :, :place + 1], q[..., None])[..., 0] * (q.shape[-1] ** -0.5)
-    score = np.exp(score - score.max(-1, keepdims=True))
-    score /= score.sum(-1, keepdims=True)
-    return np.matmul(score[:, :, None], values[:, :, :place + 1]).reshape(len(q), -1)
+def _attend(pairs, place, qkv):  # keys and values so far (2, b, heads, p, d / heads); (b, 3, heads, d / heads) -> (b, d)
+    pairs[:, :, :, place] = qkv[:, 1:].swapaxes(0, 1)
+    keys, values = pairs[:, :, :, :place + 1]
+    score = np.matmul(keys, qkv[:, 0, :, :, None])[..., 0]
+    score -= np.maximum.reduce(score, 2, keepdims=True)
+    np.exp(score, out=score)
+    score /= np.add.reduce(score, 2, keepdims=True)
+    return np.matmul(score[:, :, None], values).reshape(len(qkv), -1)
+
+def _embed(context, place):  # (b, d)
+    "What the transformer is told at this place"
+    cfg, w, b = context.cfg, context.weights, context.batch_size
+    if place % cfg.n_bands == 0:
+        if place: context.onset, context.next_onset = context.next_onset, np.zeros(b, bool)
+        context.asked_for = w.label[context.labels] + context.onset[:, None] * w.onset
+    x = context.asked_for + w.place[place]
+    if place == 0: return x + w.start
+    before = np.add.reduce(w.token[context.codes[:, context.length - cfg.n_quantizers:context.length] + w.tables], 1)
+    context.grid[:, 2 * cfg.n_bands + place - 1] = before[:, cfg.d_model:]
+    x += before[:, :cfg.d_model]
+    x += w.around(context.grid[:, context.back + place].reshape(b, -1))
+    return x
 
 def _next_place(context):
     "Run the transformer for the place that comes next"
-    cfg, w, n = context.cfg, context.weights, context.length
-    b, place = context.batch_size, n // cfg.n_quantizers
-    if place and place % cfg.n_bands == 0: context.onsets, context.next_onsets = context.next_onsets, np.zeros_like(context.onsets)
-    x = w.place[place] + context.onsets * w.onset + w.label[context.labels]
-    if place == 0: x = x + w.start
-    else:
-        around = context.grid[:, context.back + place].reshape(b, -1)
-        x = x + w.token[context.codes[:, n - cfg.n_quantizers:n] + w.tables].sum(1) + w.around(around)
-    for i, (qkv, proj, up, down) in enumerate(w.blocks):
-        q, k, v = qkv(x).reshape(b, 3, cfg.n_heads, -1).transpose(1, 0, 2, 3)
-        x = x + proj(_attend(context, i, place, q, k, v))
-        x = x + down(_gelu(up(x)))
-    context.state = (x - x.mean(1, keepdims=True)) * _inverse_deviation(x) * w.norm[0] + w.norm[1]
-    context.known = context.state
+    cfg, w, place = context.cfg, context.weights, context.length // context.cfg.n_quantizers
+    x = _embed(context, place)
+    for pairs, (qkv, proj, up, down) in zip(context.pairs, w.blocks):
+        x += proj(_attend(pairs, place, qkv(x).reshape(len(x), 3, cfg.n_heads, -1)))
+        x += down(_gelu(up(x)))
+    _set_state(context, x)
+
+def _set_state(context, x):  # what the last block answers (b, d)
+    context.state, w = x * _inverse_deviation(x), context.weights
+    context.known = context.state * w.gain
+    context.known -= np.add.reduce(context.known, 1, keepdims=True) / x.shape[1]
+    context.known += w.shift
 
 def _logits(context):  # (b, k)
     "The network over levels, for the level at hand"
-    level, w = context.length % context.cfg.n_quantizers, context.weights
-    x = context.known + w.levels[level]
-    up, down = w.mlp
-    return torch.from_numpy(w.heads[level](x + down(_gelu(up(x)))))
+    up, down = context.weights.mlp
+    x = down(_gelu(up(context.known)))
+    x += context.known
+    return context.weights.heads[context.length % context.cfg.n_quantizers](x)
 
 # %% ../nbs/06_prior.ipynb #67f8ac78
+def _feed(self: Context, tokens):  # codes (b,), int64 array -> logits of the code after them (b, k), array
+    "Take one code per row: what `CodePrior.step` does, for those who count microseconds"
+    n, cfg = self.length, self.cfg
+    if n >= cfg.max_length - 1: raise ValueError(f'the context of {cfg.max_length} codes is full')
+    self.codes[:, n] = tokens
+    self.length, level = n + 1, n % cfg.n_quantizers
+    if level == cfg.n_quantizers - 1: _next_place(self)
+    else: self.known += self.weights.adds[level, tokens]
+    return _logits(self)
+
+Context.feed = _feed
+
 def _step(
     self: CodePrior,
     tokens,             # the codes just drawn (b,); None at the very start
     context: Context,
 ):                      # logits of the next code (b, k)
     "Feed one code per row and answer with the logits of the one after it"
-    n, cfg = context.length, self.cfg
     if (tokens is None) == context.asked: raise ValueError('the first step takes None, the later ones the codes just drawn')
     context.asked = True
-    if tokens is not None:
-        if n >= cfg.max_length - 1: raise ValueError(f'the context of {cfg.max_length} codes is full')
-        level, tokens = n % cfg.n_quantizers, tokens.cpu().numpy()
-        context.codes[:, n] = tokens
-        context.known = context.known + context.weights.adds[level, tokens]
-        context.grid[:, 2 * cfg.n_bands + n // cfg.n_quantizers] += context.weights.vectors[level, tokens]
-        context.length += 1
-    if context.length % cfg.n_quantizers == 0: _next_place(context)
-    return _logits(context)
+    if tokens is not None: return torch.from_numpy(context.feed(tokens.cpu().numpy()))
+    _next_place(context)
+    return torch.from_numpy(_logits(context))
 
 def _new_cache(
     self: CodePrior,
@@ -380,37 +415,55 @@ def _new_cache(
 CodePrior.step, CodePrior.new_cache = _step, _new_cache
 
 # %% ../nbs/06_prior.ipynb #483f5ce9
-@torch.inference_mode()
+def _read_places(context, codes, onsets):  # whole places (b, t); which columns begin a sound, up to that of the next place (b, w)
+    "Read `codes` and stand at the place after them"
+    cfg, w, b, t = context.cfg, context.weights, len(codes), codes.shape[1]
+    p, q, bands = t // cfg.n_quantizers, cfg.n_quantizers, cfg.n_bands
+    context.codes[:, :t], context.length = codes, t
+    asked = (w.label[context.labels][:, None] + onsets[..., None] * w.onset).repeat(bands, 1)[:, :p + 1]
+    x = asked + w.place[:p + 1]                                                     # (b, p + 1, d)
+    x[:, 0] += w.start
+    before = np.add.reduce(w.token[codes.reshape(b, p, q) + w.tables], 2)           # (b, p, d + c)
+    x[:, 1:] += before[..., :cfg.d_model]
+    context.grid[:, 2 * bands:2 * bands + p] = before[..., cfg.d_model:]
+    around = context.grid[:, context.back + np.arange(p + 1)[:, None]].reshape(b * (p + 1), -1)
+    x = x.reshape(b * (p + 1), -1)
+    x += w.around(around)
+    for pairs, (qkv, proj, up, down) in zip(context.pairs, w.blocks):
+        queries, keys, values = qkv(x).reshape(b, p + 1, 3, cfg.n_heads, -1).transpose(2, 0, 3, 1, 4)
+        pairs[0, :, :, :p + 1], pairs[1, :, :, :p + 1] = keys, values
+        heard = F.scaled_dot_product_attention(*map(torch.from_numpy, (queries, keys, values)), is_causal=True, scale=1.0)
+        x += proj(heard.transpose(1, 2).reshape(b * (p + 1), -1).numpy())
+        x += down(_gelu(up(x)))
+    _set_state(context, x.reshape(b, p + 1, -1)[:, p])
+    context.asked, context.onset, context.asked_for = True, onsets[:, p // bands], asked[:, p]
+
 def _resume(
     self: CodePrior,
-    codes,              # whole columns, fewer than the context holds (b, t)
-    onsets,             # which of them begin a sound (b, w)
+    codes,              # whole places, fewer than the context holds (b, t)
+    onsets,             # which columns begin a sound, up to that of the next place (b, w); those that are missing do not
     labels=None,        # class of each row (b,)
-    begins=None,        # whether the column that comes next begins a sound (b,); by default it does not
     weights: StepWeights = None,   # of this prior, if they are at hand
 ):                      # a `Context`, and the logits of the next code (b, k)
     "Read what there is, to go on from there"
-    context, cfg, device = Context(self, len(codes), labels, weights), self.cfg, self.vectors.device
-    if codes.shape[1] % cfg.column or not 0 < codes.shape[1] < cfg.max_length:
-        raise ValueError(f'{codes.shape[1]} codes: expected whole columns of {cfg.column}, fewer than {cfg.max_columns} of them')
-    places, keys_values = codes.unflatten(1, (-1, cfg.n_quantizers)).to(device), []
-    classes = torch.from_numpy(context.labels).to(device)[:, None].expand(onsets.shape)
-    self.read(places, onsets.to(device), classes, keys_values)
-    for i, (keys, values) in enumerate(keys_values):
-        context.keys[i, :, :, :places.shape[1]], context.values[i, :, :, :places.shape[1]] = keys.cpu().numpy(), values.cpu().numpy()
-    context.codes[:, :codes.shape[1]], context.length, context.asked = codes.cpu().numpy(), codes.shape[1], True
-    context.grid[:, 2 * cfg.n_bands:][:, :places.shape[1]] = self.sums(places).cpu().numpy()
-    if begins is not None: context.begin(begins)
-    _next_place(context)
-    return context, _logits(context)
+    context, cfg, t = Context(self, len(codes), labels, weights), self.cfg, codes.shape[1]
+    if t % cfg.n_quantizers or not 0 < t < cfg.max_length:
+        raise ValueError(f'{t} codes: expected whole places of {cfg.n_quantizers}, fewer than {cfg.max_length}')
+    flags = np.zeros((len(codes), t // cfg.column + 1), bool)
+    flags[:, :onsets.shape[1]] = onsets.cpu()
+    _read_places(context, codes.cpu().numpy(), flags)
+    return context, torch.from_numpy(_logits(context))
 
-def _end_probability(self: CodePrior, context: Context):  # (b,) float64
-    "The probability that the sound ends with the column at hand; asked at its last place"
-    if (context.length // self.cfg.n_quantizers) % self.cfg.n_bands != self.cfg.n_bands - 1:
+CodePrior.resume = _resume
+
+# %% ../nbs/06_prior.ipynb #c750be17
+def _end_logit(self: Context):  # (b,)
+    "How likely the sound is to end with the column at hand; asked at its last place"
+    if (self.length // self.cfg.n_quantizers) % self.cfg.n_bands != self.cfg.n_bands - 1:
         raise ValueError('whether a sound ends is known at the last place of a column')
-    return torch.from_numpy(1 / (1 + np.exp(-context.weights.end(context.state)[:, 0].astype(np.float64))))
+    return self.weights.end(self.state)[:, 0]
 
-CodePrior.resume, CodePrior.end_probability = _resume, _end_probability
+Context.end_logit = _end_logit
 
 # %% ../nbs/06_prior.ipynb #afa3f76b
 class CodeExcerpt(NamedTuple):
