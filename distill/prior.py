@@ -243,6 +243,7 @@ def _inverse_deviation(x):  # of rows whose mean is 0 (b, d) -> (b, 1)
     if len(x) == 1: return 1 / math.sqrt(float(np.dot(x[0], x[0])) / x.shape[1] + 1e-5)
     return (1 / np.sqrt(np.einsum('bd,bd->b', x, x) / x.shape[1] + 1e-5))[:, None]
 
+# %% ../nbs/06_prior.ipynb #28788d5b
 def _exact(x): return x.detach().double().cpu().numpy()
 
 def _centred(x): return x - x.mean(-1, keepdims=True)
@@ -357,6 +358,7 @@ def _embed(context, place):  # (b, d)
     x += w.around(context.grid[:, context.back + place].reshape(b, -1))
     return x
 
+# %% ../nbs/06_prior.ipynb #72ec2517
 def _next_place(context):
     "Run the transformer for the place that comes next"
     cfg, w, place = context.cfg, context.weights, context.length // context.cfg.n_quantizers
@@ -438,6 +440,7 @@ def _read_places(context, codes, onsets):  # whole places (b, t); which columns 
     _set_state(context, x.reshape(b, p + 1, -1)[:, p])
     context.asked, context.onset, context.asked_for = True, onsets[:, p // bands], asked[:, p]
 
+# %% ../nbs/06_prior.ipynb #a2f47f71
 def _resume(
     self: CodePrior,
     codes,              # whole places, fewer than the context holds (b, t)

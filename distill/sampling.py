@@ -345,6 +345,7 @@ def apply_filter(
     if after is p: return None
     return Cut(name, value, p, after, np.minimum.reduce(np.where(after > 0, after, np.inf), -1), np.add.reduce(after, -1))
 
+# %% ../nbs/07_sampling.ipynb #61b49a8e
 def scale_logits(
     logits, # next-code logits (b, k)
     cfg: SamplingConfig, # the settings, plain values
