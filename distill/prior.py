@@ -10,7 +10,6 @@ __all__ = ['LEAD', 'SECOND', 'ENCODING_SHARE', 'flatten_codes', 'unflatten_codes
            'NextCode', 'prior_training_config', 'prior_config_for', 'train_prior']
 
 # %% ../nbs/06_prior.ipynb #f2320592
-import functools
 import hashlib
 import itertools
 import math
