@@ -126,7 +126,7 @@ class Objective(nn.Module):
     def start_step(self, fraction: float): "Called before each step with the share of the budget that is spent"
     def score(self) -> float: "The figure on held-out files that decides, lower is better"
     def figures(self) -> dict: "More figures for the history, at each validation"; return {}
-    def example(self) -> dict: "Something to look at and to listen to, at each validation: `name`, log-mels `before` and `after`"; return {}
+    def example(self) -> dict: "Something to look at and to listen to, at each validation: see the table of events"; return {}
     def extra_state(self) -> dict: "What a checkpoint must keep besides weights and buffers: tensors and plain values"; return {}
     def load_extra_state(self, state: dict): "Take it back"
 
@@ -608,12 +608,12 @@ EXAMPLE_FRAMES = 188  # two seconds
 
 def pick_example(
     mels: list,          # natural-log mels (m, f), held out
-    names: list = None,  # of their files
-) -> dict:               # `name` and `before` (m, f)
+    files: list = None,  # where they are from
+) -> dict:               # `file` and `before` (m, f)
     "The sound that is closest to a second long, or its beginning"
     if not mels: return {}
     i = min(range(len(mels)), key=lambda i: abs(math.log(mels[i].shape[-1] / 94)))
-    return dict(name=names[i] if names else '', before=mels[i][:, :EXAMPLE_FRAMES])
+    return dict(file=str(files[i]) if files else '', before=mels[i][:, :EXAMPLE_FRAMES])
 
 def redrawn(model: ConvVQVAE, mel):  # natural-log mel (m, f) -> (m, f)
     "What the model makes of a spectrogram while it is being trained, by its nearest codes"
@@ -625,9 +625,9 @@ def redrawn(model: ConvVQVAE, mel):  # natural-log mel (m, f) -> (m, f)
 class Reconstruction(Objective):
     "Stage 1: draw the window again through the codes; judged by log-mel L1 on held-out files"
     name, unit = 'stage 1', 'nats'
-    def __init__(self, model: ConvVQVAE, held_out: list, names: list = None):
+    def __init__(self, model: ConvVQVAE, held_out: list, shown: dict = None):
         super().__init__()
-        self.model, self.held_out, self.settled, self.shown = model, held_out, False, pick_example(held_out, names)
+        self.model, self.held_out, self.settled, self.shown = model, held_out, False, shown or {}
         model.quantizer.active = model.cfg.quantizer_warmup == 0
 
     @property
@@ -710,7 +710,8 @@ def train_vqvae(
             raise ValueError(f'batch_size={cfg.batch_size}: {vqvae_cfg.codebook_size} codes need at least '
                              f'{math.ceil(vqvae_cfg.codebook_size / places)} windows to start from')
         model.to(device).quantizer.set_batch(cfg.batch_size * places)
-        objective = Reconstruction(model, excerpt(collection.valid), collection.valid_names)
+        shown = pick_example(collection.valid, [collection.files.used[i].path for i in collection.split.valid])
+        objective = Reconstruction(model, excerpt(collection.valid), dict(shown, spectrogram=collection.spectrogram))
         result = train(objective, MelWindows(collection, windows, seed), cfg, budget, device, progress_callback, should_stop,
                        checkpoints, on_event)
         if not objective.ready: _finish_early(model, next(MelWindows(collection, cfg.batch_size, cfg.seed)).mel)
