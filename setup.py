@@ -29,7 +29,7 @@ setup(
     classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3',
                  'Topic :: Multimedia :: Sound/Audio :: Sound Synthesis'],
-    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: ['*.safetensors']}, python_requires='>=' + cfg['min_python'],
+    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: ['*.safetensors', '*.js', '*.css']}, python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
 )

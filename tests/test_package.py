@@ -53,8 +53,8 @@ def test_names(dist):
 def test_wheel_holds_distill_only(wheel):
     info = f"distill_audio-{SETTINGS['version']}.dist-info"
     assert {n.split('/')[0] for n in wheel.namelist()}=={'distill', info}
-    want = {p.relative_to(ROOT).as_posix() for ending in ('py', 'safetensors') for p in (ROOT/'distill').rglob(f'*.{ending}')}
-    assert 'distill/__main__.py' in want
+    want = {p.relative_to(ROOT).as_posix() for ending in ('py', 'safetensors', 'js', 'css') for p in (ROOT/'distill').rglob(f'*.{ending}')}
+    assert {'distill/__main__.py', 'distill/editor.js', 'distill/editor.css'} <= want
     assert {n for n in wheel.namelist() if n.startswith('distill/')}==want
 
 
