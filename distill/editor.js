@@ -178,7 +178,7 @@ class GridView {
 
   // drawing: the picture when sound or view change, the marks when selection, cursor or playhead do
   draw() { this.frame ??= requestAnimationFrame(() => { this.frame = null; this.drawPicture(); this.drawMarks(); }); }
-  mark() { this.markFrame ??= requestAnimationFrame(() => { this.markFrame = null; this.drawMarks(); }); }
+  mark() { this.scroll.dataset.selected = this.count(); this.markFrame ??= requestAnimationFrame(() => { this.markFrame = null; this.drawMarks(); }); }
   drawPicture() {
     if (!this.mel || !this.width) return;
     if (this.dark !== isDark(this.el)) return this.paint();
@@ -252,6 +252,7 @@ class GridView {
     this.cursor[1] = this.anchor[1] = b;
   }
   choose(mask, done = true) { this.mask = mask; this.mark(); if (done) this.on.select(this); }
+  count() { return this.mask ? this.mask.reduce((a, b) => a + b, 0) : 0; }
   listenToPointer() {
     const layer = this.scroll;
     layer.addEventListener('pointerdown', e => {
@@ -300,7 +301,6 @@ class GridView {
     if (boxes.length) { this.cursor = [Math.min(boxes[0][0], this.columns - 1), boxes[0][2]]; this.anchor = [...this.cursor]; }
     this.mark();
   }
-  count() { return this.mask ? this.mask.reduce((a, b) => a + b, 0) : 0; }
   describe() {
     const [c, b] = this.cursor, { bands, levels, column_s, band_names } = this.about, at = (c * bands + b) * levels;
     const codes = this.levels.map(l => this.codes[at + l]).join(' ');

@@ -1,0 +1,431 @@
+"The editor as people meet it: in a real Chromium, through Voila and once in JupyterLab, with real mouse and keyboard."
+import statistics, time
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
+
+from playwright.sync_api import sync_playwright    # noqa: E402
+
+from browser import lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
+
+SETUP = '''import time, torch
+from distill.codes import CodeGrid, encode
+from distill.editor import CodeEditor
+from distill.model import load_model
+loaded = load_model('tiny.distill', 'cpu')
+rng = torch.Generator().manual_seed(0)
+def noise(seconds): return CodeGrid(torch.randint(0, 32, (8, -(-seconds * 48_000 // 8192), 4), generator=rng), seconds * 48_000, 48_000, loaded.fingerprint)
+'''
+EDITOR = SETUP + '''CodeEditor(loaded, noise(10), noise(4), title='my <b>sound</b>', source='# original, second: noise')'''
+LONG = SETUP + '''CodeEditor(loaded, noise(30), title='thirty seconds')'''
+# an operation that takes a while and asks nobody whether to stop
+SLOW = SETUP + '''import distill.editor as module
+module.encode = lambda *args: (time.sleep(3), noise(2))[1]
+module.load_audio = lambda path, rate: type('Sound', (), dict(wav=torch.zeros(9)))
+CodeEditor(loaded, noise(3), title='slow')'''
+# clicks a button in the page and waits until the player has the new sound ready: milliseconds
+EDIT = '''name => new Promise((done, fail) => {
+    const audio = document.querySelector('.distill-player'), button = document.querySelector(`.distill-${name}`), began = performance.now();
+    if (button.disabled) return fail(`${name} is disabled`);
+    audio.addEventListener('canplaythrough', () => done(performance.now() - began), {once: true});
+    setTimeout(() => fail(`nothing to hear of ${name}: ${document.querySelector('.distill-status').innerText}`), 60000);
+    button.click(); })'''
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A model that has learned a little, and notebooks with editors for it."
+    from distill.fitting import fit_model
+    from distill.synthesis import write_collection
+    folder = tmp_path_factory.mktemp('editor')
+    write_collection(folder/'sounds', n_files=12, seed=1)
+    fit_model(folder/'sounds', minutes=.1, seed=3, device='cpu', vqvae=dict(codebook_size=32, n_quantizers=4, channels=(8, 16, 32, 64)),
+              prior=dict(d_model=32, n_heads=2, n_layers=2)).save(folder/'tiny.distill')
+    for name, source in (('editor', EDITOR), ('long', LONG), ('slow', SLOW)): write_notebook(folder/f'{name}.ipynb', source)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def browser(chromium):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--autoplay-policy=no-user-gesture-required'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope='module')
+def server(folder):
+    with voila(folder) as address: yield address
+
+
+class Page:
+    "An editor in a page."
+    def __init__(self, page): self.page = page
+
+    def __getitem__(self, hook): return self.page.locator(f'.distill-{hook}').first
+
+    def ready(self, seconds=90):
+        self.page.locator('.distill-editor[data-ready], .jp-RenderedText').first.wait_for(timeout=1000*seconds)
+        assert self.page.locator('.distill-editor').count(), self.page.inner_text('body')[-2000:]
+        return self
+
+    def cell(self, column, band, grid='own'):
+        "Where a cell is in the page: its middle."
+        box = self[f'grid-{grid}'].bounding_box()
+        wide = self[f'grid-{grid}'].evaluate('el => el.firstElementChild.offsetWidth / el.ariaColCount')
+        return box['x'] + wide*(column + .5) - self[f'grid-{grid}'].evaluate('el => el.scrollLeft'), box['y'] + 18 + 34*(7 - band + .5)
+
+    def drag(self, a, b, key=None, grid='own'):
+        if key: self.page.keyboard.down(key)
+        self.page.mouse.move(*self.cell(*a, grid))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.cell(*b, grid), steps=4)
+        self.page.mouse.up()
+        if key: self.page.keyboard.up(key)
+
+    def selected(self, grid='own'): return int(self[f'grid-{grid}'].get_attribute('data-selected') or 0)
+
+    def press(self, *keys):
+        for key in keys: self.page.keyboard.press(key)
+
+    def said(self, text, seconds=60):
+        "Waits until the words below the buttons contain `text`; all of them."
+        found = self.page.locator('.distill-status', has_text=text).first
+        found.wait_for(timeout=1000*seconds)
+        return found.inner_text()
+
+    def edit(self, name): return self.page.evaluate(EDIT, name)
+
+    def lines(self): return self['lines'].inner_text().splitlines()
+
+    def seconds(self): return self['player'].evaluate('a => a.duration')
+
+    def playing(self, what):
+        self.page.locator(f'.distill-editor[data-playing="{what}"]').wait_for(timeout=10_000)
+        return True
+
+
+@pytest.fixture(scope='module')
+def opened(browser, server):
+    "One editor, for the tests that follow one another on it."
+    with new_page(browser, viewport={'width': 900, 'height': 1000}) as page:
+        page.goto(f'{server}/voila/render/editor.ipynb')
+        yield Page(page).ready()
+
+
+def test_opens(opened, folder):
+    "A grid that a screen reader finds its way in; nothing to undo; a title is text, never part of the page."
+    grid = opened['grid-own']
+    assert grid.get_attribute('role')=='grid' and grid.get_attribute('aria-colcount')=='59' and grid.get_attribute('aria-rowcount')=='8'
+    assert 'my <b>sound</b>' in opened.page.locator('.distill-editor').get_attribute('aria-label')
+    assert opened['undo'].is_disabled() and opened['selection'].is_disabled() and opened['before'].is_disabled() and opened['play'].is_enabled()
+    assert opened['player'].evaluate('async a => { for (let i = 0; i < 100 && !(a.duration > 1); i++) await new Promise(r => setTimeout(r, 50)); return a.duration }')==pytest.approx(10, abs=.01)
+    assert opened.page.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'something sticks out'
+    unnamed = '''() => [...document.querySelectorAll('.distill-editor :is(button, input, audio, progress, [role])')].filter(o => o.role !== 'row' &&
+        !(o.innerText || o.ariaLabel || o.title || o.closest('label')) && !o.classList.contains('de-hidden')).map(o => o.outerHTML.slice(0, 90))'''
+    assert [o for o in opened.page.evaluate(unnamed) if 'gridcell' not in o and 'distill-status' not in o]==[]
+    opened.page.screenshot(path=folder/'opened.png', full_page=True)
+
+
+def test_mouse_selects(opened):
+    opened.drag((3, 2), (5, 4))
+    assert opened.selected()==9
+    opened.drag((10, 0), (11, 1), 'Shift')
+    assert opened.selected()==13
+    opened.drag((4, 3), (10, 3), 'Alt')    # takes away: two of the first box
+    assert opened.selected()==11
+    opened.drag((7, 7), (7, 7))
+    assert opened.selected()==1
+    opened.page.locator('.distill-grid-own').locator('..').locator('.distill-band').nth(7).click()    # the lowest band
+    assert opened.selected()==59
+    x, y = opened.cell(2, 7)
+    opened.page.mouse.move(x, y - 25)    # the ruler: whole columns
+    opened.page.mouse.down()
+    opened.page.mouse.move(opened.cell(3, 7)[0], y - 25)
+    opened.page.mouse.up()
+    assert opened.selected()==16
+
+
+def test_keys_select(opened):
+    opened.drag((5, 4), (5, 4))
+    opened.press('ArrowRight')
+    assert opened.selected()==1 and 'column 7 of 59' in opened['cell'].inner_text()
+    opened.press('Shift+ArrowRight', 'Shift+ArrowUp')
+    assert opened.selected()==4
+    active = opened['grid-own'].evaluate("el => { const o = document.getElementById(el.getAttribute('aria-activedescendant')); return [o.innerText || o.textContent, o.ariaSelected, o.ariaColIndex] }")
+    assert 'column 8 of 59' in active[0] and active[1:]==['true', '8']
+    opened.press('Home')
+    assert 'column 1 of 59' in opened['cell'].inner_text()
+    opened.press('Shift+End')
+    assert opened.selected()==59
+    opened.press('PageUp', 'ArrowDown', 'ArrowLeft')
+    assert opened.selected()==1 and 'column 50 of 59' in opened['cell'].inner_text()
+    opened.press('Control+ ')
+    assert opened.selected()==0
+    opened.press('Control+a')
+    assert opened.selected()==59*8
+    opened.press('Escape')
+    assert opened.selected()==0
+
+
+def test_levels(opened):
+    pressed = lambda: [o.get_attribute('aria-pressed') for o in opened.page.locator('[class*=distill-level-]').all()]
+    assert pressed()==['true', 'false', 'false', 'false', 'false']
+    opened['level-0'].click()
+    assert pressed()==['false', 'true', 'false', 'false', 'false']
+    opened['level-2'].click(modifiers=['Shift'])
+    assert pressed()==['false', 'true', 'false', 'true', 'false']
+    opened.drag((5, 4), (6, 4))
+    opened.edit('reverse')
+    assert 'levels=[0, 2]' in opened.lines()[-1] and 'levels 0, 2' in opened.said('Reversed')
+    opened.edit('undo')
+    opened.press('2')
+    assert pressed()==['false', 'false', 'true', 'false', 'false']
+    opened.press('0')
+    assert pressed()[0]=='true'
+
+
+BUTTONS = [('randomise', 'Randomised', 0), ('shift-left', 'Shifted to the left', 0), ('shift-right', 'Shifted to the right', 0), ('reverse', 'Reversed', 0),
+           ('mix', 'Mixed', 0), ('swap', 'Swapped', 0), ('repeat', 'Repeated', 3), ('stretch', 'Stretched', 3), ('remove', 'Removed', -3),
+           ('restore', 'As it was opened', 0)]
+
+@pytest.mark.parametrize('name, words, columns', BUTTONS)
+def test_buttons(opened, name, words, columns):
+    "Each button changes the sound, says so, writes its line, and can be undone and done again."
+    opened.drag((20, 1), (22, 5))
+    if name=='restore': opened.edit('randomise')
+    before, had = opened.lines(), opened.seconds()
+    opened.edit(name)
+    assert opened.said(words) and len(opened.lines())==len(before) + 1
+    assert opened.seconds()==pytest.approx(had + columns*8192/48_000, abs=.01)
+    opened.edit('undo')
+    assert opened.said('Taken back') and opened.lines()==before and opened.seconds()==pytest.approx(had, abs=.01)
+    opened.edit('redo')
+    opened.said('Done again')
+    opened.edit('undo')
+    opened.said('Taken back')
+
+
+KEYS = [('r', 'Randomised'), ('[', 'Shifted to the left'), (']', 'Shifted to the right'), ('v', 'Reversed'), ('m', 'Mixed'), ('x', 'Swapped'),
+        ('d', 'Repeated'), ('t', 'Stretched'), ('Delete', 'Removed'), ('k', 'Kept'), ('o', 'As it was opened')]
+
+@pytest.mark.parametrize('key, words', KEYS)
+def test_shortcuts(opened, key, words):
+    opened.drag((20, 1), (22, 5))
+    if key=='o': opened.press('r'); opened.said('Randomised')
+    opened.press(key)
+    opened.said(words)
+    opened['grid-own'].focus()
+    opened.press('Control+z')
+    opened.said('Taken back')
+    opened.press('Control+y' if key!='r' else 'Control+Shift+z')
+    opened.said('Done again')
+    opened.press('Control+z')
+    opened.said('Taken back')
+
+
+def test_copy_and_paste(opened):
+    "Within the sound, and from the second one; by keys and by buttons."
+    opened.drag((2, 0), (3, 7))
+    opened.press('Control+c')
+    opened.said('Copied: 16 cells from 0.34 s')
+    opened.drag((30, 3), (30, 3))
+    opened.press('Control+v')
+    assert opened.said('Pasted') and 'to_s=5.12' in opened.lines()[-1]
+    assert opened.selected()==16    # what was pasted
+    opened.drag((1, 2), (4, 5), grid='other')
+    assert opened.selected('other')==16
+    opened['copy'].click()
+    opened.said('Copied: 16 cells from 0.17 s')
+    opened.drag((40, 0), (40, 0))
+    opened.edit('paste')
+    assert '= other' in opened.lines()[-2] and 'copied_2' in opened.lines()[-1]
+
+
+@pytest.mark.parametrize('how', ['button', 'key'])
+def test_listening(opened, how):
+    opened.drag((10, 0), (30, 7))
+    for name, key in (('play', 'p'), ('selection', 'l'), ('before', 'b'), ('after', 'n')):
+        opened[name].click() if how=='button' else opened.press(key)
+        assert opened.playing(name) and opened[name].get_attribute('aria-pressed')=='true'
+        assert opened['excerpt'].evaluate('async a => { for (let i = 0; i < 100 && !(a.currentTime > .05); i++) await new Promise(r => setTimeout(r, 30)); return a.currentTime }') > .05
+        seconds = opened['excerpt'].evaluate('a => a.duration')
+        assert seconds==pytest.approx(opened.seconds() if name=='play' else 21*8192/48_000, abs=.01)
+        opened[name].click() if how=='button' else opened.press(key)
+        assert opened.playing('')
+    opened['grid-own'].focus()
+    opened.press(' ')
+    assert opened.playing('selection')
+    opened.press(' ')
+    assert opened.playing('')
+    opened['play-other'].click()
+    assert opened.playing('other')
+    opened.press('Escape')
+    assert opened.playing('')
+
+
+def test_loop_and_play_on_select(opened):
+    opened['loop'].locator('input').check()
+    opened['listen'].locator('input').check()
+    opened.drag((10, 0), (10, 7))    # 0.17 s, which would be over
+    assert opened.playing('selection')
+    time.sleep(.6)
+    assert opened.playing('selection')
+    opened['loop'].locator('input').uncheck()
+    opened['listen'].locator('input').uncheck()
+    opened.press('Escape')
+    assert opened.playing('')
+    opened['player'].evaluate('a => a.play()')    # the player itself
+    assert opened.playing('all')
+    opened['player'].evaluate('a => a.pause()')
+    assert opened.playing('')
+
+
+def test_view(opened):
+    wide = lambda: opened['grid-own'].evaluate('el => el.firstElementChild.offsetWidth')
+    fit = wide()
+    opened['zoom-in'].click()
+    assert wide() > 1.2*fit
+    opened['grid-own'].focus()
+    opened.press('-', '-')
+    opened['zoom-fit'].click()
+    assert wide()==fit
+    opened['overlay'].evaluate("el => { el.value = 1; el.dispatchEvent(new Event('input')) }")
+    opened['changes'].locator('input').check()
+    opened['overlay'].evaluate("el => { el.value = .6; el.dispatchEvent(new Event('input')) }")
+
+
+def test_lines_make_the_same_sound(opened, folder):
+    "What the page shows as Python, run elsewhere, sounds like what the page saves; and can be copied."
+    from distill.audio import load_audio
+    from distill.codes import decode
+    from distill.model import load_model
+    names = {}
+    exec(SETUP.replace("'tiny.distill'", repr(str(folder/'tiny.distill'))), names)
+    names['original'], names['second'] = names['noise'](10), names['noise'](4)
+    opened.press('r')
+    opened.said('Randomised')
+    exec('\n'.join(opened.lines()), names)
+    with opened.page.expect_download() as download: opened['download'].click()
+    assert download.value.suggested_filename=='my-b-sound-b-.wav'
+    download.value.save_as(folder/'saved.wav')
+    saved, made = load_audio(folder/'saved.wav', 48_000).wav, decode(load_model(folder/'tiny.distill', 'cpu'), names['grid'])
+    assert len(saved)==len(made)
+    mel = names['loaded'].spectrogram.waveform_to_mel
+    other = decode(names['loaded'], replace(names['grid'], codes=names['grid'].codes.roll(1, 1)))
+    assert (mel(saved) - mel(made)).abs().mean() < .3*(mel(other) - mel(made)).abs().mean()
+    opened.page.context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    opened['copy-lines'].click()
+    opened.said('Copied the lines')
+    assert opened.page.evaluate('navigator.clipboard.readText()').splitlines()==opened.lines()
+
+
+def test_second_sound_and_errors(opened, folder):
+    opened['path'].fill('gone.wav')
+    opened['open'].click()
+    assert 'gone.wav' in opened.said('no such file') and opened['status'].get_attribute('role')=='alert'
+    file = sorted((folder/'sounds').rglob('*.wav'))[0]
+    opened['path'].fill(str(file))
+    opened.press('Enter')
+    opened.said('Opened')
+    assert opened['status'].get_attribute('role')=='status' and 'load_audio(' in opened.lines()[-1]
+    opened['repeat-times'].fill('99')    # the browser itself says what is possible
+    lines = opened.lines()
+    opened['repeat'].click()
+    assert opened.lines()==lines and not opened['repeat-times'].evaluate('o => o.checkValidity()')
+    opened['repeat-times'].fill('2')
+    opened.page.screenshot(path=folder/'light.png', full_page=True)
+
+
+def test_stop_and_a_free_kernel(browser, server):
+    "Stop takes effect within half a second, also where the work does not ask; what was there stays."
+    with new_page(browser, viewport={'width': 900, 'height': 900}) as page:
+        page.goto(f'{server}/voila/render/slow.ipynb')
+        editor = Page(page).ready()
+        lines = editor.lines()
+        editor['path'].fill('kick.wav')
+        editor['open'].click()
+        page.wait_for_function("!document.querySelector('.distill-stop').disabled")
+        assert page.locator('.distill-editor').get_attribute('aria-busy')=='true'
+        page.evaluate("""() => { const el = document.querySelector('.distill-status'); new MutationObserver(() => { window.said ??= performance.now(); }).observe(el, {childList: true, subtree: true, characterData: true});
+            document.querySelector('.distill-stop').addEventListener('click', () => { window.clicked = performance.now(); }, true); }""")
+        editor['stop'].click()
+        editor.said('Stopped')
+        assert page.evaluate('window.said - window.clicked') < 500
+        assert editor.lines()==lines
+        editor.edit('randomise')    # and it goes on
+        editor.said('Randomised')
+
+
+def test_dark(browser, server, folder):
+    with new_page(browser, viewport={'width': 900, 'height': 1000}) as page:
+        page.goto(f'{server}/voila/render/editor.ipynb?theme=dark')
+        editor = Page(page).ready()
+        editor.drag((10, 1), (20, 5))
+        editor.edit('randomise')
+        assert page.locator('.distill-editor').evaluate("o => o.style.colorScheme")=='dark'
+        page.screenshot(path=folder/'dark.png', full_page=True)
+
+
+COUNT = '''() => { window.drawn = {drawImage: 0, putImageData: 0, widest: 0};
+    for (const name of ['drawImage', 'putImageData']) { const f = CanvasRenderingContext2D.prototype[name];
+        CanvasRenderingContext2D.prototype[name] = function (...args) { window.drawn[name]++;
+            if (name === 'putImageData' && args[0].height === 128) window.drawn.widest = Math.max(window.drawn.widest, args[0].width); return f.apply(this, args); }; } }'''
+
+def test_thirty_seconds(browser, server, folder):
+    "Selecting draws no picture again; an edit draws the frames that are new; it can be scrolled through."
+    with new_page(browser, viewport={'width': 900, 'height': 700}) as page:
+        page.goto(f'{server}/voila/render/long.ipynb')
+        editor = Page(page).ready()
+        assert editor['grid-own'].get_attribute('aria-colcount')=='176'
+        page.wait_for_timeout(300)
+        page.evaluate(COUNT)
+        editor.drag((5, 1), (30, 6))
+        page.wait_for_timeout(100)
+        assert editor.selected()==26*6 and page.evaluate('window.drawn')=={'drawImage': 0, 'putImageData': 0, 'widest': 0}
+        editor.drag((5, 1), (6, 6))
+        editor.edit('randomise')
+        editor.said('Randomised')
+        assert 0 < page.evaluate('window.drawn.widest') <= 16*8
+        editor.press('End')    # scrolls there
+        assert editor['grid-own'].evaluate('el => el.scrollLeft + el.clientWidth >= el.scrollWidth - 40')
+        page.screenshot(path=folder/'long.png', full_page=True)
+
+
+def test_lab(browser, folder):
+    "In JupyterLab, in both themes: its own shortcuts keep out, and an edit is heard."
+    with lab(folder) as (address, token), new_page(browser, viewport={'width': 1300, 'height': 1000}) as page:
+        run_in_lab(page, address, token, 'editor.ipynb')
+        editor = Page(page).ready()
+        cells = page.locator('.jp-Cell').count()
+        editor.drag((10, 1), (12, 5))
+        took = [editor.edit('randomise') for _ in range(5)]
+        assert statistics.median(took) < 3000    # milliseconds; see `test_edit_to_sound` for what is promised
+        editor['grid-own'].focus()
+        editor.press('d', 'd', 'a', 'b', 'x', 'Control+z')    # in Lab: delete the cell, new cells
+        editor.said('Taken back')
+        assert page.locator('.jp-Cell').count()==cells
+        for theme in ('Light', 'Dark'):
+            page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f'JupyterLab {theme}')
+            page.wait_for_function("light => document.body.dataset.jpThemeLight==light", arg=str(theme=='Light').lower())
+            page.wait_for_function("scheme => document.querySelector('.distill-editor').style.colorScheme==scheme", arg=theme.lower())
+            time.sleep(.3)    # it fades
+            page.screenshot(path=folder/f'lab_{theme.lower()}.png')
+
+
+@pytest.mark.slow
+def test_edit_to_sound(browser, folder):
+    "From the press of a button to the sound in the player, in JupyterLab: 50 edits of ten seconds."
+    with lab(folder) as (address, token), new_page(browser, viewport={'width': 1300, 'height': 1000}) as page:
+        run_in_lab(page, address, token, 'editor.ipynb')
+        editor, took, rng = Page(page).ready(), [], torch.Generator().manual_seed(0)
+        kinds = ('randomise', 'reverse', 'shift-right', 'undo', 'redo', 'mix', 'restore', 'swap', 'repeat', 'undo')
+        for i in range(50):
+            column = int(torch.randint(0, 50, (), generator=rng))
+            if kinds[i % 10] not in ('undo', 'redo', 'restore'): editor.drag((column, 1), (column + 4, 6))
+            took.append(editor.edit(kinds[i % 10]))
+        print(f'\nedit to sound, 10 s: median {statistics.median(took):.0f} ms, worst {max(took):.0f} ms', [round(o) for o in took])
+        assert statistics.median(took) <= 300 and max(took) <= 1000
