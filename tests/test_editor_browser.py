@@ -61,6 +61,9 @@ def server(folder):
     with voila(folder) as address: yield address
 
 
+def visit(page, address): page.goto(address, timeout=120_000)    # where other work goes on, a kernel starts slowly
+
+
 class Page:
     "An editor in a page."
     def __init__(self, page): self.page = page
@@ -112,7 +115,7 @@ class Page:
 def opened(browser, server):
     "One editor, for the tests that follow one another on it."
     with new_page(browser, viewport={'width': 900, 'height': 1000}) as page:
-        page.goto(f'{server}/voila/render/editor.ipynb')
+        visit(page, f'{server}/voila/render/editor.ipynb')
         yield Page(page).ready()
 
 
@@ -343,7 +346,7 @@ def test_second_sound_and_errors(opened, folder):
 def test_stop_and_a_free_kernel(browser, server):
     "Stop takes effect within half a second, also where the work does not ask; what was there stays."
     with new_page(browser, viewport={'width': 900, 'height': 900}) as page:
-        page.goto(f'{server}/voila/render/slow.ipynb')
+        visit(page, f'{server}/voila/render/slow.ipynb')
         editor = Page(page).ready()
         lines = editor.lines()
         editor['path'].fill('kick.wav')
@@ -362,7 +365,7 @@ def test_stop_and_a_free_kernel(browser, server):
 
 def test_dark(browser, server, folder):
     with new_page(browser, viewport={'width': 900, 'height': 1000}) as page:
-        page.goto(f'{server}/voila/render/editor.ipynb?theme=dark')
+        visit(page, f'{server}/voila/render/editor.ipynb?theme=dark')
         editor = Page(page).ready()
         editor.drag((10, 1), (20, 5))
         editor.edit('randomise')
@@ -378,7 +381,7 @@ COUNT = '''() => { window.drawn = {drawImage: 0, putImageData: 0, widest: 0};
 def test_thirty_seconds(browser, server, folder):
     "Selecting draws no picture again; an edit draws the frames that are new; it can be scrolled through."
     with new_page(browser, viewport={'width': 900, 'height': 700}) as page:
-        page.goto(f'{server}/voila/render/long.ipynb')
+        visit(page, f'{server}/voila/render/long.ipynb')
         editor = Page(page).ready()
         assert editor['grid-own'].get_attribute('aria-colcount')=='176'
         page.wait_for_timeout(300)
