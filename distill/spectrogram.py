@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SpectrogramConfig', 'MelBands', 'mel_to_magnitudes', 'phase_noise', 'peak_phase', 'mel_griffin_lim', 'WaveformStream',
-           'stream_waveform', 'AudioSpectrogram', 'hz_to_mel', 'show_mel', 'log_mel_l1', 'multi_resolution_stft',
-           'WaveformRow', 'griffin_lim_peer', 'measure_waveform']
+           'stream_waveform', 'WholeWaveform', 'AudioSpectrogram', 'hz_to_mel', 'show_mel', 'log_mel_l1',
+           'multi_resolution_stft', 'WaveformRow', 'griffin_lim_peer', 'measure_waveform']
 
 # %% ../nbs/02_spectrogram.ipynb #1f6419bf
 import math
@@ -252,6 +252,36 @@ def stream_waveform(
         if len(wav): yield wav
     yield stream.finish(n_samples)
 
+# %% ../nbs/02_spectrogram.ipynb #8eab5ea4
+class WholeWaveform:
+    "A waveform in one piece from a spectrogram that comes in pieces, whatever their lengths"
+    def __init__(
+        self,
+        spectrogram,       # an `AudioSpectrogram`
+        n_samples: int,    # of the waveform
+        frames: int,       # of the spectrogram; what comes after them is not looked at
+        device=None,       # where to compute; by default where the spectrogram is
+    ):
+        cfg = spectrogram.cfg
+        if not 0 < n_samples <= frames * cfg.hop_length:
+            raise ValueError(f'n_samples={n_samples}: {frames} frames hold 1 to {frames*cfg.hop_length}')
+        self.stream, self.n_samples = WaveformStream(spectrogram, device), n_samples
+        self.left = min(frames, math.ceil((n_samples + cfg.n_fft // 2) / cfg.hop_length))      # frames that touch these samples
+        self.open, self.parts = [], []
+
+    def push(self, mel):   # natural-log mel (m, f)
+        "Take more of the spectrogram"
+        mel = mel[:, :self.left]
+        self.left -= mel.shape[-1]
+        mel = torch.cat([*self.open, mel], -1)
+        whole = max(0, mel.shape[-1] - 1) // self.stream.block * self.stream.block
+        if whole: self.parts.append(self.stream.push(mel[:, :whole]))
+        self.open = [mel[:, whole:]]
+
+    def finish(self):      # waveform (n_samples,)
+        "That was all"
+        return torch.cat([*self.parts, self.stream.finish(self.n_samples, *self.open)])
+
 # %% ../nbs/02_spectrogram.ipynb #31b5fb50
 class AudioSpectrogram(nn.Module):
     "Waveforms to natural-log amplitude mel spectrograms and back."
@@ -279,15 +309,12 @@ class AudioSpectrogram(nn.Module):
         n_samples: int = None,   # by default (f − 1) · hop
     ):                           # waveform (…, n_samples)
         "A waveform whose log-mel spectrogram is close to `mel`, of exactly `n_samples`"
-        cfg, frames = self.cfg, mel.shape[-1]
-        n_samples = max(1, (frames - 1) * cfg.hop_length) if n_samples is None else n_samples
-        if not 0 < n_samples <= frames * cfg.hop_length:
-            raise ValueError(f'n_samples={n_samples}: {frames} frames hold 1 to {frames*cfg.hop_length}')
-        needed = min(frames, math.ceil((n_samples + cfg.n_fft // 2) / cfg.hop_length))             # frames that touch these samples
-        mel, wavs = mel[..., :needed], []
+        frames, wavs = mel.shape[-1], []
+        n_samples = max(1, (frames - 1) * self.cfg.hop_length) if n_samples is None else n_samples
         for one in mel.reshape(-1, *mel.shape[-2:]):
-            stream, whole = WaveformStream(self, mel.device), (needed - 1) // WaveformStream.block * WaveformStream.block
-            wavs += [torch.cat([stream.push(one[:, :whole]), stream.finish(n_samples, one[:, whole:])])]
+            whole = WholeWaveform(self, n_samples, frames, mel.device)
+            whole.push(one)
+            wavs.append(whole.finish())
         return torch.stack(wavs).reshape(*mel.shape[:-2], n_samples).to(mel.device)
 
 # %% ../nbs/02_spectrogram.ipynb #6d3ef17c
