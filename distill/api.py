@@ -243,6 +243,29 @@ class _Coding:
         "Scores on the files of a folder that the model has not learned from"
         with progress_bar(progress) as tell: return evaluate_model(self.loaded, folder, tell)
 
+# %% ../nbs/14_api.ipynb #ed17ab02
+def _opened(model, sound, name):  # (grid, the line of Python that makes it)
+    "A sound as a grid, and how it was made one"
+    if isinstance(sound, CodeGrid): return sound, f'# {name}: a grid that was given'
+    if not isinstance(sound, (str, Path)): return model.encode(sound), f'# {name}: d.encode of a {_name(sound)} that was given'
+    if Path(sound).suffix == '.npz': return CodeGrid.load(sound), f'{name} = CodeGrid.load({str(sound)!r})'
+    return model.encode(sound), f'{name} = d.encode({str(sound)!r})'
+
+class _Editing:
+    def edit(
+        self,
+        sound,       # a file, an `.npz` file of codes, a mono waveform (t,) at 48 kHz, a `Clip` or a `CodeGrid`
+        other=None,  # a second sound beside it, to paste from
+    ):               # a widget
+        "A sound as a grid to cut, paste and rewrite by mouse and keyboard, for notebooks; raises `CodesError` for another model's codes"
+        from distill.editor import CodeEditor
+        found = [_opened(self, o, name) for o, name in ((sound, 'original'), (other, 'second')) if o is not None]
+        grids, lines = zip(*found)
+        model = self.loaded.path and f'd = Distill.load({str(self.loaded.path)!r})'
+        start = ['from distill import Distill', model] if model else ['# d: the model that was at hand']
+        if any('CodeGrid.load' in o for o in lines): start.insert(0, 'from distill.codes import CodeGrid')
+        return CodeEditor(self.loaded, *grids, title=_name(sound), source='\n'.join([*start, 'loaded = d.loaded', *lines]))
+
 # %% ../nbs/14_api.ipynb #e82e8a61
-class Distill(_Files, _Fitting, _Generating, _Playing, _Coding):
+class Distill(_Files, _Fitting, _Generating, _Playing, _Coding, _Editing):
     "A model of your sounds: made from a folder or read from a file, it makes new ones"

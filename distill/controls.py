@@ -70,9 +70,10 @@ class Job:
         "Begin"
         if self.running: return False
         self._stop, self.running = threading.Event(), True
-        self._thread = threading.Thread(target=self._run, args=(work, finish, self._stop), daemon=True)
+        thread = threading.Thread(target=self._run, args=(work, finish, self._stop), daemon=True)
         self.on_change(True)
-        self._thread.start()
+        thread.start()
+        self._thread = thread          # one that runs: `wait` may be asked meanwhile, in another thread
         return True
 
     def _run(self, work, finish, stop):

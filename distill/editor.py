@@ -389,14 +389,14 @@ class Version:
         "From the beginning to here"
         return [*(self.parent.path if self.parent else []), self]
 
-# %% ../nbs/13a_editor.ipynb #8b0e799b
+# %% ../nbs/13a_editor.ipynb #864ad653
 class History:
     "Versions, the one that is there now, and those that were taken back"
     def __init__(
         self,
         grid: CodeGrid,
         other: CodeGrid = None,
-        source: str = '',          # a line of Python that makes `original`, and `second` if there is one
+        source: str = '',          # lines of Python that make `loaded`, `original`, and `second` if there is one
         limit: int = 200,          # steps that can be taken back
     ):
         self.first = self.now = Version(grid, other)
@@ -421,7 +421,7 @@ class History:
         self.now = self.undone.pop()
         return self.now
 
-# %% ../nbs/13a_editor.ipynb #d9f4d5c7
+# %% ../nbs/13a_editor.ipynb #98914695
 _IMPORTS = {'rewrite(': 'from distill.rewrite import rewrite', 'variations(': 'from distill.rewrite import variations',
             'SamplingConfig(': 'from distill.sampling import SamplingConfig', 'encode(loaded': 'from distill.codes import encode',
             'load_audio(': 'from distill.audio import load_audio'}
@@ -442,7 +442,7 @@ def _way(self, version, known):
 
 def _script(self) -> list: # of lines
     "Running it gives the sounds that are there now"
-    lines = [*filter(None, [self.source]), *self._way(self.now, set())]
+    lines = [*self.source.splitlines(), *self._way(self.now, set())]
     return [text for name, text in _IMPORTS.items() if any(name in line for line in lines)] + lines
 
 History._way, History.lines = _way, property(_script)
@@ -510,7 +510,7 @@ class _EditorView(anywidget.AnyWidget):
         self._at += 1
         self.send({'kind': 'change', 'from': self._at - 1, 'at': self._at, 'sides': sides}, wire.buffers)
 
-# %% ../nbs/13a_editor.ipynb #532f7324
+# %% ../nbs/13a_editor.ipynb #daab4960
 class CodeEditor(_EditorView):
     "A sound as a grid to cut, paste and rewrite by mouse and keyboard, heard at once; shows itself in a notebook"
     def __init__(
@@ -519,7 +519,7 @@ class CodeEditor(_EditorView):
         grid: CodeGrid,            # what is edited
         other: CodeGrid = None,    # a second sound beside it, to paste from
         title: str = 'sound',      # what it is called in the page
-        source: str = '',          # the line of Python that makes `original` (and `second`), for the script
+        source: str = '',          # lines of Python that make `loaded`, `original` (and `second`), for the script
     ):
         self.decoders = {'own': IncrementalDecoder(loaded, grid)}
         if other is not None: self.decoders['other'] = IncrementalDecoder(loaded, other)

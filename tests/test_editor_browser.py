@@ -127,7 +127,7 @@ def test_opens(opened, folder):
     assert opened['undo'].is_disabled() and opened['selection'].is_disabled() and opened['before'].is_disabled() and opened['play'].is_enabled()
     assert opened['player'].evaluate('async a => { for (let i = 0; i < 100 && !(a.duration > 1); i++) await new Promise(r => setTimeout(r, 50)); return a.duration }')==pytest.approx(10, abs=.01)
     assert opened.page.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'something sticks out'
-    unnamed = '''() => [...document.querySelectorAll('.distill-editor :is(button, input, audio, progress, [role])')].filter(o => o.role !== 'row' &&
+    unnamed = '''() => [...document.querySelectorAll('.distill-editor :is(button, input, audio, progress, [role])')].filter(o => o.role !== 'row' && !o.hidden &&
         !(o.innerText || o.ariaLabel || o.title || o.closest('label')) && !o.classList.contains('de-hidden')).map(o => o.outerHTML.slice(0, 90))'''
     assert [o for o in opened.page.evaluate(unnamed) if 'gridcell' not in o and 'distill-status' not in o]==[]
     opened.page.screenshot(path=folder/'opened.png', full_page=True)
