@@ -7,10 +7,10 @@ __all__ = ['JOBS', 'SEAM_HOP', 'peak_memory', 'job', 'do_job', 'run_apart', 'mea
            'fit_plain_recipe', 'fit_our_recipe', 'format_table', 'Table', 'RecipeTable', 'describe_recipes',
            'bench_recipes', 'untrained_model', 'model_to_measure', 'time_stages', 'time_whole', 'time_stream',
            'naive_codes', 'gpt2_sampler', 'prior_peers', 'held_out_sounds', 'fastest', 'describe_times',
-           'measure_peers', 'measure_model', 'ModelTable', 'describe_model', 'bench_model', 'change_curves',
-           'seam_contrast', 'seam_places', 'SeamRow', 'summarise_seams', 'LoopRow', 'loop_contrast', 'SeamTable',
-           'bench_seams', 'level_and_flatness', 'measure_long', 'LongTable', 'describe_long', 'bench_long', 'SeedTable',
-           'bench_seeds']
+           'measure_peers', 'context_bits', 'measure_model', 'ModelTable', 'describe_model', 'bench_model',
+           'change_curves', 'seam_contrast', 'seam_places', 'SeamRow', 'summarise_seams', 'LoopRow', 'loop_contrast',
+           'SeamTable', 'bench_seams', 'level_and_flatness', 'measure_long', 'LongTable', 'describe_long', 'bench_long',
+           'SeedTable', 'bench_seeds', 'Check', 'WholeTable', 'programs_running', 'bench_everything']
 
 # %% ../nbs/12_bench.ipynb #5c032ac8
 import contextlib
@@ -398,22 +398,36 @@ def describe_times(times: dict) -> str:  # name → seconds, ours first
     ours, *_ = times.values()
     return format_table([('', 'seconds', 'ours = 1'), *((name, f'{t:.4f}', f'{t / ours:.2f}') for name, t in times.items())])
 
-def measure_peers(loaded, folder, rounds, progress_callback) -> dict:
+def measure_peers(loaded, folders, rounds, progress_callback) -> dict:
     "The usual ways beside ours; ready for JSON"
     from distill.spectrogram import AudioSpectrogram, measure_waveform
     columns = min(6, loaded.prior_config.max_columns)
     ways, left_out = prior_peers(loaded, columns)
     progress_callback(0.0, 'Timing the priors…')
     fastest(1, ways)                                                    # warm
-    times, wavs = fastest(rounds, ways), held_out_sounds(folder)
-    progress_callback(0.6, f'Timing the way back to a waveform, {len(wavs)} sounds…')
-    rows = measure_waveform(wavs, rounds, AudioSpectrogram(loaded.spectrogram_config))
-    waveform = [dict(row._asdict()) for row in rows]
-    return dict(codes=columns * loaded.prior_config.column, prior=times, left_out=left_out, waveform=waveform, sounds=len(wavs))
+    times, found, spectrogram = fastest(rounds, ways), {}, AudioSpectrogram(loaded.spectrogram_config)
+    for i, folder in enumerate(folders or [None]):
+        name, wavs = 'synthesised' if folder is None else Path(folder).name, held_out_sounds(folder)
+        progress_callback(0.6 + 0.4 * i / len(folders or [None]), f'Timing the way back to a waveform, {len(wavs)} sounds of {name}…')
+        rows = [dict(row._asdict()) for row in measure_waveform(wavs, rounds, spectrogram)]
+        found[name] = dict(sounds=len(wavs), rows=rows, bits=None if folder is None or i else context_bits(loaded, wavs))
+    return dict(codes=columns * loaded.prior_config.column, prior=times, left_out=left_out, waveform=found)
+
+# %% ../nbs/12_bench.ipynb #1993e77d
+def context_bits(
+    loaded,
+    wavs,     # sounds (t,)
+) -> list:    # bits per code: when the prior reads on across borders, and when it reads every second by itself
+    "What it is worth to the prior to know what came before the second at hand"
+    from distill.prior import SECOND, examination, file_sequences, prior_bits
+    columns = loaded.prior_config.max_columns
+    sounds = file_sequences(loaded.model, [loaded.spectrogram.waveform_to_mel(wav.to(loaded.device)) for wav in wavs])
+    exams = examination(sounds, columns), examination(sounds, min(SECOND, columns), keep=0)
+    return [prior_bits(loaded.prior, exam)[exam.counted()].mean().item() for exam in exams]
 
 # %% ../nbs/12_bench.ipynb #ec1c61b2
 @job
-def measure_model(progress_callback, model=None, seconds=30.0, peers=False, folder=None, rounds=3, seed=0, device=None, vqvae=None, prior=None):
+def measure_model(progress_callback, model=None, seconds=30.0, peers=False, folders=None, rounds=3, seed=0, device=None, vqvae=None, prior=None):
     "Everything that `bench_model` tells; ready for JSON"
     started = time.perf_counter()
     import distill.pipeline
@@ -433,7 +447,7 @@ def measure_model(progress_callback, model=None, seconds=30.0, peers=False, fold
             found.append(everything())
     peak, part = peak_memory(), lambda f, text: progress_callback(0.3 + 0.7 * f, text)
     times = {name: min(times[name] for times in found) for name in found[0]}
-    beside = measure_peers(loaded, folder, rounds, part) if peers else None
+    beside = measure_peers(loaded, folders, rounds, part) if peers else None
     return dict(name=loaded.metadata.get('name', 'model'), trained=model is not None, seconds=seconds, codes=columns * loaded.prior_config.column,
                 rounds=rounds, threads=torch.get_num_threads(), busy=busy, version=version, start=start, load=load, **times,
                 peak_memory=peak, peers=beside)
@@ -477,12 +491,15 @@ class ModelTable(Table):
 
 # %% ../nbs/12_bench.ipynb #0f23967a
 def _describe_peers(peers):
-    rows = [('', 's per s of sound', 'log-mel L1', 'multi-resolution STFT', 'ours = 1')]
-    for row in peers['waveform']:
-        rows.append((row['name'], f"{row['seconds']:.4f}", f"{row['log_mel_l1']:.3f}", f"{row['multi_resolution_stft']:.3f}",
-                     f"{row['seconds'] / peers['waveform'][0]['seconds']:.2f}"))
-    return '\n'.join([f"\nprior, {peers['codes']} codes in one stream", describe_times(peers['prior']), *peers['left_out'],
-                      f"\nwaveform from the true mels of {peers['sounds']} sounds", format_table(rows)])
+    parts = [f"\nprior, {peers['codes']} codes in one stream", describe_times(peers['prior']), *peers['left_out']]
+    for name, found in peers['waveform'].items():
+        rows = [('', 's per s of sound', 'log-mel L1', 'multi-resolution STFT', 'ours = 1')]
+        for row in found['rows']:
+            rows.append((row['name'], f"{row['seconds']:.4f}", f"{row['log_mel_l1']:.3f}", f"{row['multi_resolution_stft']:.3f}",
+                         f"{row['seconds'] / found['rows'][0]['seconds']:.2f}"))
+        parts += [f"\nwaveform from the true mels of {found['sounds']} sounds: {name}", format_table(rows)]
+        if found['bits']: parts.append('bits per code on them: {:.3f}, and {:.3f} when every second is read by itself'.format(*found['bits']))
+    return '\n'.join(parts)
 
 def describe_model(table: ModelTable) -> str:
     "The table as a text for people"
@@ -510,7 +527,7 @@ def bench_model(
     model=None,               # a `.distill` file or a `LoadedVQModel`; None: an untrained one
     seconds: float = 30.0,    # of sound
     peers: bool = False,      # the usual ways beside ours
-    folder=None,              # whose held-out sounds the waveform stage is measured on; None: synthesised ones
+    folders=None,             # on whose held-out sounds the waveform stage is measured; None: synthesised ones
     rounds: int = 3,          # of which the fastest counts
     seed: int = 0,
     progress_callback=None,   # called with (fraction, text)
@@ -521,7 +538,8 @@ def bench_model(
     "Where the time goes when a model makes sound, measured in a process of its own"
     if not 0.1 <= seconds <= 3600: raise ValueError(f'seconds={seconds}: expected 0.1 to 3600, such as 30')
     if rounds < 1: raise ValueError(f'rounds={rounds}: expected at least 1')
-    settings = dict(seconds=seconds, peers=peers, folder=folder and str(Path(folder).expanduser().resolve()), rounds=rounds, seed=seed,
+    settings = dict(seconds=seconds, peers=peers, folders=folders and [str(Path(o).expanduser().resolve()) for o in folders],
+                    rounds=rounds, seed=seed,
                     device=device and str(device), vqvae=vqvae, prior=prior)
     with _model_file(model) as path: return ModelTable(**run_apart('measure_model', dict(model=path, **settings), progress_callback))
 
@@ -642,7 +660,7 @@ class SeamTable(Table):
 def bench_seams(
     model=None,                  # a `LoadedVQModel` or a `.distill` file; None: an untrained one
     clips: int = 20,
-    seconds: float = 10.0,       # of each
+    seconds: float = 30.0,       # of each
     loop_seconds: float = 4.0,
     seed: int = 0,               # of the first clip
     progress_callback=None,      # called with (fraction, text)
@@ -798,3 +816,99 @@ def bench_seeds(
         first = codes if first is None else first
         rows.append((n, int((codes != first).sum()), codes.numel() / seconds))
     return SeedTable(loaded.metadata.get('name', 'model'), seeds, codes[0].numel(), rows)
+
+# %% ../nbs/12_bench.ipynb #6ad6d509
+@dataclass(frozen=True)
+class Check:
+    "One thing that is asked for"
+    what: str
+    must: str
+    seen: str
+    met: bool
+
+def _check_speed(model):
+    mib, prior = model.peak_memory / 2**20, model.peers['prior']
+    yield Check(f'{model.seconds:g} s of sound, seed to file', '20 times real time', f'{model.real_time:.1f} times', model.real_time >= 20)
+    yield Check('peak memory of that', 'below 1024 MiB', f'{mib:,.0f} MiB', mib < 1024)
+    for name, least in (('transformers, GPT-2', 3), ('naive sampler', 15)):
+        if name not in prior: continue
+        ratio = prior[name] / prior['ours']
+        yield Check(f'prior in one stream, against: {name}', f'{least} times faster', f'{ratio:.1f} times', ratio >= least)
+
+def _check_waveforms(found):
+    for name, about in found.items():
+        ours, peer = about['rows']
+        faster, l1, stft = peer['seconds'] / ours['seconds'], *(ours[k] / peer[k] for k in ('log_mel_l1', 'multi_resolution_stft'))
+        yield Check(f'waveform against Griffin-Lim 32: {name}', '2 times faster, L1 0.75, STFT 1', f'{faster:.1f} times, {l1:.2f}, {stft:.2f}',
+                    faster >= 2 and l1 <= 0.75 and stft <= 1)
+        if about['bits']:
+            across, apart = about['bits']
+            yield Check(f'bits per code across borders: {name}', f'below {apart:.3f}', f'{across:.3f}', across < apart)
+
+# %% ../nbs/12_bench.ipynb #ee68e47d
+def _check_seams(seams):
+    band = lambda ratio: ratio is not None and 0.9 <= ratio <= 1.1
+    for r in seams.rows:
+        if (r.stitch, r.where) != ('continue', 'second borders') or not r.seams: continue
+        for name, ratio, error in (('sample step', r.step, r.step_error), ('spectral flux', r.flux, r.flux_error)):
+            yield Check(f'{name} at {r.seams} second borders', '0.9 to 1.1', f'{ratio:.3f} ± {error or math.nan:.3f}', band(ratio))
+    loop = seams.loop
+    yield Check(f'seams of {loop.loops} loops within the inside', 'all', f'step {loop.step_within:.0%}, flux {loop.flux_within:.0%}',
+                loop.step_within == loop.flux_within == 1)
+
+def _check_long(long):
+    off, grown = long.samples - long.expected, long.growth / long.memory[0]
+    yield Check(f'length of {long.minutes:g} minutes', 'exact', 'exact' if not off else f'{off:+,} samples', not off)
+    yield Check('their memory, last tenth to first', 'at most 5 % more', f'{grown:+.1%}', grown <= 0.05)
+    yield Check('their drift', 'none', f'level {long.level_drift:+.1f} dB, flatness {long.flatness_drift:+.1f} dB', not long.drifts)
+
+def _check_seeds(seeds):
+    wrong = sum(differ for _, differ, _ in seeds.rows)
+    sizes = ', '.join(str(n) for n, *_ in seeds.rows)
+    yield Check(f'codes that differ at batch sizes {sizes}', '0', f'{wrong:,} of {seeds.seeds * seeds.codes:,}', wrong == 0)
+
+# %% ../nbs/12_bench.ipynb #822538d5
+@dataclass(frozen=True)
+class WholeTable(Table):
+    "All that is asked of a model that makes sound"
+    derived = ('checks',)
+    model: ModelTable
+    seams: SeamTable
+    long: LongTable
+    seeds: SeedTable
+    busy: tuple      # how many programs were running before and after, this one among them; None where that cannot be told
+
+    @property
+    def checks(self) -> list:   # of dicts
+        "What is asked for, what was seen, and whether that is enough"
+        return [asdict(o) for o in itertools.chain(_check_speed(self.model), _check_waveforms(self.model.peers['waveform']),
+                                                   _check_seams(self.seams), _check_seeds(self.seeds), _check_long(self.long))]
+
+    def __str__(self):
+        rows = [('', 'must', 'seen', ''), *((o['what'], o['must'], o['seen'], 'met' if o['met'] else 'MISSED') for o in self.checks)]
+        busy = '' if None in self.busy else f'programs running: {self.busy[0]:.1f} before, {self.busy[1]:.1f} after\n\n'
+        parts = self.model, self.seams, self.long, self.seeds
+        return '\n\n'.join([*map(str, parts), busy + format_table(rows)])
+
+def programs_running(): return os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
+
+# %% ../nbs/12_bench.ipynb #95f29179
+def bench_everything(
+    model=None,               # a `.distill` file or a `LoadedVQModel`; None: an untrained one
+    folders=None,             # of sounds: the model's own first; on their held-out sounds the waveform stage is measured
+    seed: int = 0,
+    progress_callback=None,   # called with (fraction, text)
+    device=None,              # "cuda", "mps", "cpu"; by default the best there is
+    rounds: int = 3,          # of each timing; the fastest counts
+    seconds: float = 30.0,    # of sound that is timed, and of each clip that is searched for seams
+    clips: int = 20,
+    minutes: float = 10.0,    # of the long stream
+) -> WholeTable:
+    "Every measure of this notebook but the recipes, one after the other"
+    from distill.training import part_of_progress
+    part, busy = lambda low, high: part_of_progress(progress_callback, low, high), programs_running()
+    speed = bench_model(model, seconds, True, folders, rounds, seed, part(0, 0.3), device)
+    seams = bench_seams(model, clips, seconds, seed=seed, progress_callback=part(0.3, 0.6), device=device)
+    long = bench_long(model, minutes, seed, part(0.6, 0.9), device)
+    seeds = bench_seeds(model, progress_callback=part(0.9, 1), device=device)
+    return WholeTable(speed, seams, long, seeds, (busy, programs_running()))

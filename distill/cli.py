@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
            'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'AsJson', 'OtherModel', 'BaseOut',
-           'LongMinutes', 'Steps', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Loop', 'Prompt',
-           'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
-           'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
-           'Codes', 'SoundOrFolder', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'BenchMinutes', 'models',
-           'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted',
-           'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'find_named', 'attempt', 'Commands',
-           'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
-           'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table', 'Verdict', 'judge', 'tier',
-           'doctor', 'list_model', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines', 'is_number', 'decibels',
-           'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit', 'train', 'train_prior',
-           'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
-           'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'clip_line', 'clips_at_once', 'make_clips',
-           'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line',
-           'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file',
-           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'beginning', 'info_rows',
-           'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model', 'remove_model',
-           'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'LongMinutes', 'Steps', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop',
+           'Prompt', 'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK',
+           'TopP', 'MinP', 'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName',
+           'SoundIn', 'CodesOut', 'Codes', 'SoundOrFolder', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds',
+           'BenchMinutes', 'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'DEMO_NOTE', 'DemoOut',
+           'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
+           'find_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder',
+           'wrong_out', 'model_target', 'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table',
+           'Verdict', 'judge', 'tier', 'doctor', 'list_model', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines',
+           'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit',
+           'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed',
+           'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'clip_line',
+           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
+           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
+           'reconstruct_file', 'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'beginning',
+           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model',
+           'remove_model', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -755,6 +755,7 @@ Stitch = option(Optional[str], 'continue, the default: in one go; crossfade: ind
 Overlap = option(Optional[float], 'With --stitch crossfade: milliseconds of each fade; 50 when not given.',
                  min=0, max=200, callback=_finite)
 Label = option(Optional[str], 'A class of sound that the model knows; `distill info` lists them.', metavar='NAME')
+Guidance = option(Optional[float], 'How strongly --label pulls, 0 to 10: 1 as learned, 2 for clearer cases of it.', min=0, max=10, callback=_finite)
 Loop = option(bool, 'The end runs into the start.', '--loop')
 Prompt = option(Optional[Path], 'A sound to go on from: the new one begins with it.', metavar='FILE')
 PromptSeconds = option(Optional[float], 'How much of its beginning to use; all when not given.', callback=_positive)
@@ -797,7 +798,7 @@ def make_new(model, out, prompt, count, ending, preset, chance, asked, form, dev
 @command
 def generate(
     model:Model, out:ClipOut, duration:Duration=None, seed:ClipSeed=None, count:Count=None, label:Label=None,
-    prompt:Prompt=None, prompt_seconds:PromptSeconds=None, loop:Loop=False, stitch:Stitch=None,
+    guidance:Guidance=None, prompt:Prompt=None, prompt_seconds:PromptSeconds=None, loop:Loop=False, stitch:Stitch=None,
     overlap_ms:Overlap=None, preset:Preset=None,
     temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None, typical_p:TypicalP=None,
     repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None, gumbel:Gumbel=False,
@@ -805,7 +806,7 @@ def generate(
     bit_depth:BitDepth=None, device:Device=None, as_json:AsJson=False,
 ):
     "Make new sound with MODEL, and beside each file a small JSON file that says how it was made."
-    asked = dict(duration=duration, label=label, prompt_seconds=prompt_seconds, loop=loop or None, stitch=stitch,
+    asked = dict(duration=duration, label=label, guidance=guidance, prompt_seconds=prompt_seconds, loop=loop or None, stitch=stitch,
                  overlap_ms=overlap_ms)
     chance = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
                   repetition_penalty=repetition_penalty, penalty_context=penalty_context, argmax=argmax,
@@ -1023,18 +1024,21 @@ def info(model:Model, as_json:AsJson=False):
 # %% ../nbs/15_cli.ipynb #7638b3e9
 BenchModel = argument(Optional[Path], 'The model to measure; by default an untrained one of the usual size.', metavar='[MODEL]', show_default=False)
 Recipes = option(Optional[Path], 'Learn this folder with the plain recipe and with ours.', metavar='FOLDER')
-Peers = option(bool, 'Measure the usual ways of doing it beside ours, in the same run.', '--peers')
+Peers = option(bool, 'The usual ways of doing it beside ours, and seams, loops, seeds, ten minutes: takes some.', '--peers')
+Sounds = option(Optional[list[Path]], 'With --peers: folders of sounds to measure on, that of the model first.', metavar='FOLDER')
 BenchMinutes = option(float, 'With --recipes: how long each may take, in minutes.', callback=_positive)
 
 @command
-def bench(model:BenchModel=None, peers:Peers=False, recipes:Recipes=None, minutes:BenchMinutes=5.0, seed:Seed=0, device:Device=None,
-          as_json:AsJson=False):
+def bench(model:BenchModel=None, peers:Peers=False, sounds:Sounds=None, recipes:Recipes=None, minutes:BenchMinutes=5.0, seed:Seed=0,
+          device:Device=None, as_json:AsJson=False):
     "Where the time of MODEL goes; with --peers or --recipes, beside how it is usually done."
-    from distill.bench import bench_model, bench_recipes
+    from distill.bench import bench_everything, bench_model, bench_recipes
     if recipes and (model or peers): raise typer.BadParameter('fits models of its own: give it alone.', param_hint="'--recipes'")
+    if sounds and not peers: raise typer.BadParameter('they are what --peers measures on.', param_hint="'--sounds'")
     with progress() as tell:
-        table = (bench_recipes(recipes, minutes, seed, progress_callback=tell, device=device) if recipes
-                 else bench_model(model, peers=peers, seed=seed, progress_callback=tell, device=device))
+        more = dict(seed=seed, progress_callback=tell, device=device)
+        if recipes: table = bench_recipes(recipes, minutes, **more)
+        else: table = bench_everything(model, sounds, **more) if peers else bench_model(model, **more)
     print(table)
     return table.to_dict()
 

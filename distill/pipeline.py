@@ -113,6 +113,7 @@ class ClipConfig:
     label: str = ''                # a class of sound that the model knows by name; '': any
     loop: bool = False             # the end runs into the start
     prompt_s: float = None         # seconds of the prompt that are gone on from; None: all of it
+    guidance: float = 1.0          # how strongly the label pulls, 0–10: 1 as learned, more for clearer cases of it
     sampling: SamplingConfig = SamplingConfig(top_p=0.9)
 
     def __post_init__(self):
@@ -123,6 +124,10 @@ class ClipConfig:
             raise ValueError(f"stitch={self.stitch!r}: expected 'continue' or 'crossfade'")
         if not (number(self.overlap_ms) and 0 <= self.overlap_ms <= 200):
             raise ValueError(f'overlap_ms={self.overlap_ms}: expected 0 to 200 milliseconds')
+        if not (number(self.guidance) and 0 <= self.guidance <= 10):
+            raise ValueError(f'guidance={self.guidance}: expected 0 to 10; 1 is as learned, 2 or 3 pull harder')
+        if self.guidance != 1 and not self.label:
+            raise ValueError(f'guidance={self.guidance} pulls towards a label: give one, or leave it at 1')
         if self.prompt_s is not None and not (number(self.prompt_s) and self.prompt_s > 0):
             raise ValueError(f'prompt_s={self.prompt_s}: expected seconds, more than 0')
         if self.stitch == 'crossfade' and (self.loop or self.duration_s is None):
@@ -239,11 +244,13 @@ def _sample(loaded, cfg, request, seeds, tell, should_stop, on_columns):  # a li
     prior, labels = loaded.prior, None if request.label is None else request.label.expand(len(seeds))
     if cfg.loop:
         n = max(1, round(request.n_samples / _column_samples(loaded)))
-        return [sample_loop(prior, cfg.sampling, seed, n, request.label, progress_callback=tell, should_stop=should_stop) for seed in seeds]
-    if request.columns is None: found = sample_one_shots(prior, cfg.sampling, seeds, labels, request.prompt, progress_callback=tell, should_stop=should_stop)
+        return [sample_loop(prior, cfg.sampling, seed, n, request.label, progress_callback=tell, should_stop=should_stop,
+                            guidance=cfg.guidance) for seed in seeds]
+    if request.columns is None: found = sample_one_shots(prior, cfg.sampling, seeds, labels, request.prompt, progress_callback=tell, should_stop=should_stop,
+                                                          guidance=cfg.guidance)
     else:
         given = 0 if request.prompt is None else len(request.prompt)
-        columns = _watched(sample_columns(prior, cfg.sampling, seeds, labels, request.prompt), request.columns - given, loaded, tell, should_stop,
+        columns = _watched(sample_columns(prior, cfg.sampling, seeds, labels, request.prompt, cfg.guidance), request.columns - given, loaded, tell, should_stop,
                            on_columns)
         found = list(torch.stack([c.codes for c in columns], 1))
     return found if request.prompt is None else [torch.cat([request.prompt, codes]) for codes in found]
@@ -327,7 +334,7 @@ def _crossfaded(loaded, cfg, request, seed, tell, should_stop, batch_size):
     for first in range(0, n, batch_size):
         seeds = range(seed + first, seed + min(first + batch_size, n))
         labels = None if request.label is None else request.label.expand(len(seeds))
-        part = itertools.islice(sample_columns(loaded.prior, cfg.sampling, seeds, labels), columns)
+        part = itertools.islice(sample_columns(loaded.prior, cfg.sampling, seeds, labels, guidance=cfg.guidance), columns)
         pieces += torch.stack([c.codes for c in part], 1)
     chunks = []
     for i, codes in enumerate(pieces):
@@ -397,9 +404,10 @@ def generate_audio_from_prior(
     label: str = '',              # a class of sound that the model knows
     loop: bool = False,           # the end runs into the start
     prompt=None,                  # a waveform to go on from (t,)
+    guidance: float = 1.0,        # how strongly the label pulls; 1 as learned
 ):  # mono waveform at 48 kHz (t,)
     "New sound from the prior; the length is exactly `round(48000 · duration_s)` samples"
-    cfg = ClipConfig(duration_s, stitch, overlap_ms, label, loop, sampling=SamplingConfig(temperature, top_k, top_p, seed=seed))
+    cfg = ClipConfig(duration_s, stitch, overlap_ms, label, loop, guidance=guidance, sampling=SamplingConfig(temperature, top_k, top_p, seed=seed))
     return generate_clips(loaded, cfg, None, prompt, progress_callback, should_stop)[0].wav
 
 # %% ../nbs/09_pipeline.ipynb #101c1f72
@@ -439,7 +447,7 @@ def stream_audio(
     if cfg.loop or cfg.stitch == 'crossfade': raise ValueError("a stream goes on: it needs stitch='continue' and no loop")
     request, seed = _request(loaded, cfg, prompt), resolve_seed(cfg.sampling.seed)
     labels, grid, stream, peak, given = request.label, GridDecoder(loaded), WaveformStream(loaded.spectrogram), PEAK, 0
-    columns = (c.codes for c in sample_columns(loaded.prior, cfg.sampling, [seed], labels, request.prompt))
+    columns = (c.codes for c in sample_columns(loaded.prior, cfg.sampling, [seed], labels, request.prompt, cfg.guidance))
     if request.prompt is not None: columns = itertools.chain([request.prompt], columns)
     frames = math.inf if request.n_samples is None else loaded.spectrogram.get_mel_shape(request.n_samples)[1]
     while frames > 0:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from .prior import CodePrior, Context
+from .prior import CodePrior
 from .sampling import Sampler, SamplingConfig, Stopped
 
 # %% ../nbs/07a_stream.ipynb #5c69ae88
@@ -23,50 +23,62 @@ class Column(NamedTuple):
 # %% ../nbs/07a_stream.ipynb #68befb0b
 class _Past:
     "The columns that the context holds, and which of them are onsets"
-    def __init__(self, prior, sampler, labels):
-        self.prior, self.sampler, self.labels, self.n = prior, sampler, labels, prior.cfg.column
-        self.keep, self.context = prior.cfg.keep, None
+    def __init__(self, prior, rows, labels, guidance=1.0):
+        self.prior, self.rows, self.n, self.keep, self.context = prior, rows, prior.cfg.column, prior.cfg.keep, None
+        self.guidance = 1.0 if labels is None else guidance
+        self.labels = labels if self.guidance == 1 else torch.cat([labels, torch.zeros_like(labels)])
+
+    def every(self, x):  # array or tensor (b, …) -> the same for the rows of the context
+        "With guidance, every row is there twice: with its label, and without"
+        return x if self.guidance == 1 else torch.cat([x, x]) if isinstance(x, torch.Tensor) else np.concatenate([x, x])
+
+    def guided(self, x):  # logits from the rows of the context (b or 2·b, …) -> (b, …)
+        if self.guidance == 1: return x
+        asked, free = np.split(x, 2)
+        return free + np.float32(self.guidance) * (asked - free)
 
     def begin(self):  # logits of the first code (b, k), as all that follow an array
         "Nothing has sounded yet"
-        b = len(self.sampler.seeds)
-        self.context = self.prior.new_cache(b, self.labels)
-        self.onsets = torch.ones(b, 1, dtype=torch.bool)
-        return self.prior.step(None, self.context).numpy()
+        self.onsets = torch.ones(self.rows, 1, dtype=torch.bool)
+        self.context = self.prior.new_cache(len(self.every(self.onsets)), self.labels)
+        return self.guided(self.prior.step(None, self.context).numpy())
 
-    def read(self, codes, onsets):  # (b, w·n), those of the columns and of the next one (b, w + 1) -> logits of the next code (b, k)
-        "These columns have sounded"
-        self.context, logits = self.prior.resume(codes, onsets, self.labels, self.context and self.context.weights)
+    def read(self, codes, onsets):  # whole places (b, t), the columns up to the next code's (b, w) -> logits of the next code (b, k)
+        "These codes have sounded"
+        self.context, logits = self.prior.resume(self.every(codes), self.every(onsets), self.labels, self.context and self.context.weights)
         self.onsets = onsets
-        return logits.numpy()
+        return self.guided(logits.numpy())
+
+    def feed(self, tokens):  # (b,) -> logits of the next code (b, k)
+        return self.guided(self.context.feed(self.every(tokens)))
 
     def go_on(self, tokens, ended):  # the last codes of a column (b,), (b,) -> logits of the next code (b, k)
         "A column is complete"
         self.onsets = torch.cat([self.onsets, ended[:, None]], 1)
         if self.context.length + 1 < self.prior.max_length:
-            self.context.begin(ended)
-            return self.context.feed(tokens)
-        self.context.codes[:, -1] = tokens
-        return self.read(torch.from_numpy(self.context.codes[:, -self.keep * self.n:]), self.onsets[:, -self.keep - 1:])
+            self.context.begin(self.every(ended))
+            return self.feed(tokens)
+        self.context.codes[:, -1] = self.every(tokens)
+        return self.read(torch.from_numpy(self.context.codes[:self.rows, -self.keep * self.n:]), self.onsets[:, -self.keep - 1:])
+
+    def end_chance(self):  # float64 (b,)
+        "That the sound ends with the column at hand"
+        return torch.from_numpy(self.guided(self.context.end_logit())).double().sigmoid()
 
 # %% ../nbs/07a_stream.ipynb #e9d0f4f4
-def _alone(past, row):  # a `Context` that stands where that of all rows stands, and its logits (1, k)
+def _alone(past, row):  # a `_Past` that stands where that of all rows stands, and its logits (1, k)
     "What the prior makes of one row without the others"
     context, q, one = past.context, past.prior.cfg.n_quantizers, slice(row, row + 1)
     places, label = context.length // q * q, torch.from_numpy(context.labels[one])
-    codes = torch.from_numpy(context.codes[one, :context.length])
-    if places: alone, logits = past.prior.resume(codes[:, :places], past.onsets[one], label, context.weights)
-    else:
-        alone = Context(past.prior, 1, label, context.weights)
-        logits = past.prior.step(None, alone)
-    for tokens in codes[:, places:].T: logits = past.prior.step(tokens, alone)
+    codes, alone = torch.from_numpy(context.codes[one, :context.length]), _Past(past.prior, 1, label, past.guidance)
+    logits = alone.read(codes[:, :places], past.onsets[one]) if places else alone.begin()
+    for tokens in codes[:, places:].T.numpy(): logits = alone.feed(tokens)
     return alone, logits
 
-def _ended(past):  # (b,) bool
+def _ended(past, sampler):  # (b,) bool
     "Let the die fall on whether the sound ends with the column at hand"
-    chance = lambda context: torch.from_numpy(context.end_logit()).double().sigmoid()
-    chances, die = chance(past.context), past.sampler.uniform()
-    for row in ((chances - die).abs() < 1e-4).nonzero().flatten().tolist(): chances[row] = chance(_alone(past, row)[0])[0]
+    chances, die = past.end_chance(), sampler.uniform()
+    for row in ((chances - die).abs() < 1e-4 * sampler.blur).nonzero().flatten().tolist(): chances[row] = _alone(past, row)[0].end_chance()[0]
     return die < chances
 
 # %% ../nbs/07a_stream.ipynb #7d756074
@@ -77,10 +89,12 @@ def sample_columns(
     seeds: list,            # one for every row: a row is the same whatever stands beside it
     labels=None,            # class of each row (b,), 0 for any
     prompt=None,            # columns to go on from (w, bands·q): the same for every row
+    guidance: float = 1.0,  # how strongly the classes pull: 1 as learned, more for clearer cases
 ):                          # yields `Column`s without end
     "Draw column after column from the prior, with a sliding context"
-    sampler = Sampler(cfg, seeds, prior.cfg.n_quantizers, prior.cfg.codebook_size)
-    past = _Past(prior, sampler, labels)
+    past = _Past(prior, len(seeds), labels, guidance)
+    blur = abs(past.guidance) + abs(past.guidance - 1)      # what guidance makes of the rounding of two rows
+    sampler = Sampler(cfg, seeds, prior.cfg.n_quantizers, prior.cfg.codebook_size, blur)
     settle = lambda row: _alone(past, row)[1][0]
     if prompt is None: logits = past.begin()
     else:
@@ -93,8 +107,8 @@ def sample_columns(
         column = []
         for i in range(past.n):
             column.append(sampler.next(logits, settle))
-            if i < past.n - 1: logits = past.context.feed(column[-1])
-        ended = _ended(past)
+            if i < past.n - 1: logits = past.feed(column[-1])
+        ended = _ended(past, sampler)
         yield Column(torch.from_numpy(np.stack(column, 1)), ended)
         logits = past.go_on(column[-1], ended)
 
@@ -108,10 +122,11 @@ def sample_one_shots(
     max_columns: int = 360,   # a row that has not ended by then is cut: a minute
     progress_callback=None,   # called with (fraction, text)
     should_stop=lambda: False,
+    guidance: float = 1.0,    # how strongly the classes pull
 ) -> list:                    # codes of each row (w, bands·q)
     "Draw one sound per seed, each as long as the prior wants it to be"
     columns, length = [], torch.zeros(len(seeds), dtype=torch.long)
-    for column in sample_columns(prior, cfg, seeds, labels, prompt):
+    for column in sample_columns(prior, cfg, seeds, labels, prompt, guidance):
         columns.append(column.codes)
         length[(length == 0) & (column.ended | (len(columns) >= max_columns))] = len(columns)
         done = int((length > 0).sum())
@@ -148,10 +163,11 @@ def sample_loop(
     choices: int = 24,        # stretches to choose from
     progress_callback=None,   # called with (fraction, text)
     should_stop=lambda: False,
+    guidance: float = 1.0,    # how strongly the class pulls
 ):                            # codes (n, bands·q)
     "Draw a loop: of all stretches of `n` columns, the one whose end runs best into its start"
     total, columns = n + choices - 1, []
-    for column in sample_columns(prior, cfg, [seed], labels):
+    for column in sample_columns(prior, cfg, [seed], labels, guidance=guidance):
         columns.append(column.codes[0])
         if len(columns) == total: break
         if should_stop(): raise Stopped(f'stopped at column {len(columns)} of {total}')

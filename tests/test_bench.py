@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from distill import bench
-from distill.bench import (LongTable, ModelTable, RecipeResult, RecipeTable, bench_long, bench_model, bench_recipes, bench_seams, bench_seeds,
-                           change_curves, fastest, format_table, gpt2_sampler, held_out_sounds, level_and_flatness, loop_contrast,
-                           measure_peers, model_to_measure, naive_codes, peak_memory, prior_peers, run_apart, seam_contrast,
-                           seam_places, time_stages, untrained_model)
+from distill.bench import (LongTable, LoopRow, ModelTable, RecipeResult, RecipeTable, SeamRow, SeamTable, SeedTable, WholeTable,
+                           bench_long, bench_model, bench_recipes, bench_seams, bench_seeds, change_curves, fastest, format_table,
+                           gpt2_sampler, held_out_sounds, level_and_flatness, loop_contrast, measure_peers, model_to_measure,
+                           naive_codes, peak_memory, prior_peers, run_apart, seam_contrast, seam_places, time_stages,
+                           untrained_model)
 from distill.pipeline import ClipConfig, generate_clips
 from distill.sampling import SamplingConfig, sample_code_sequence
 from distill.synthesis import write_collection
@@ -171,10 +172,27 @@ def test_peers_without_transformers(toy, monkeypatch):
     monkeypatch.setitem(sys.modules, 'transformers', None)
     monkeypatch.setattr(bench, 'held_out_sounds', lambda folder: [torch.randn(4800)])
     peers = measure_peers(toy, None, 1, lambda fraction, text: None)
-    assert list(peers['prior']) == ['ours', 'naive sampler'] and peers['codes'] == 192 and peers['sounds'] == 1
-    assert 'transformers is not installed' in peers['left_out'][0] and [row['name'] for row in peers['waveform']] == ['ours', 'Griffin-Lim 32']
+    assert list(peers['prior']) == ['ours', 'naive sampler'] and peers['codes'] == 192 and peers['waveform']['synthesised']['sounds'] == 1
+    assert 'transformers is not installed' in peers['left_out'][0] and [row['name'] for row in peers['waveform']['synthesised']['rows']] == ['ours', 'Griffin-Lim 32']
     text = str(ModelTable('x', False, 30, 1, 1, 2, None, '0', *[1.0]*9, 2**20, json.loads(json.dumps(peers))))
     for words in ('untrained', 'naive sampler', 'GPT-2 is left out', 'log-mel L1', 'Griffin-Lim 32', 'peak memory 1 MiB'): assert words in text, words
+
+
+def test_what_is_asked_for_can_be_missed(toy, tmp_path):
+    folder = write_collection(tmp_path, n_files=10, seed=1)
+    peers = measure_peers(toy, [folder], 1, lambda fraction, text: None)
+    across, apart = peers['waveform'][folder.name]['bits']
+    assert 0 < across and 0 < apart and across != apart
+    slow = ModelTable('x', True, 30, 1, 1, 2, None, '0', *[1.0]*6, 2.0, 1.0, 1.0, 2**20, peers)
+    rows = [SeamRow('continue', 'second borders', 9, 1.2, 0.01, 1.0, 0.01), SeamRow('crossfade', 'second borders', 9, 3.0, 0.01, 3.0, 0.01)]
+    seams = SeamTable('x', 1, 9.0, rows, LoopRow(2, 0.5, 1.0, 1.0, 1.0), 4.0)
+    long = LongTable('x', 1.0, 99, 100, 1.0, [100, 110], [-10.0]*120, [-20.0]*120)
+    table = WholeTable(slow, seams, long, SeedTable('x', 3, 10, [(1, 0, 9.0), (3, 4, 9.0)]), (1.0, 1.0))
+    met = {o['what']: o['met'] for o in table.checks}
+    assert not any(met[what] for what in ('30 s of sound, seed to file', 'sample step at 9 second borders', 'seams of 2 loops within the inside',
+                                          'codes that differ at batch sizes 1, 3', 'length of 1 minutes', 'their memory, last tenth to first'))
+    assert met['peak memory of that'] and met['spectral flux at 9 second borders'] and met['their drift']
+    assert str(table).count('MISSED') >= 6 and json.loads(json.dumps(table.to_dict()))['checks']
 
 
 def test_all_peers(toy):

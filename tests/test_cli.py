@@ -507,8 +507,13 @@ def test_bench_measures_a_model(monkeypatch, tmp_path):
     class Table(dict):
         def __str__(self): return 'where the time goes'
         def to_dict(self): return self
-    monkeypatch.setattr(distill.bench, 'bench_model', lambda model, peers, seed, **kw: Table(model=model and str(model), peers=peers, seed=seed))
-    assert report('bench', tmp_path/'a.distill', '--peers', '--seed', 3)==dict(model=str(tmp_path/'a.distill'), peers=True, seed=3)
+    monkeypatch.setattr(distill.bench, 'bench_model', lambda model, seed, **kw: Table(model=model and str(model), seed=seed))
+    monkeypatch.setattr(distill.bench, 'bench_everything', lambda model, sounds, seed, **kw: Table(model=str(model), sounds=[*map(str, sounds)], seed=seed))
+    assert report('bench', tmp_path/'a.distill', '--peers', '--sounds', 'a', '--sounds', 'b', '--seed', 3)== \
+        dict(model=str(tmp_path/'a.distill'), sounds=['a', 'b'], seed=3)
+    assert report('bench', tmp_path/'a.distill', '--seed', 3)==dict(model=str(tmp_path/'a.distill'), seed=3)
+    wrong = run('bench', '--sounds', 'a')
+    assert wrong.exit_code==2 and '--peers' in wrong.stderr
     assert run('bench').stdout=='where the time goes\n' and report('bench')['model'] is None
 
 
