@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['SAME_SOUND', 'MEL_STEP', 'CACHE_BYTES', 'IN_MEMORY_BYTES', 'TIERS', 'DatasetConfig', 'Split', 'split_files', 'Sketch',
            'sketch_mel', 'take_print', 'near_duplicates', 'group_files', 'pack_mel', 'unpack_mel', 'cache_folder',
-           'SoundCache', 'StoredMel', 'MelCollection', 'label_files', 'load_collection', 'Tier', 'pick_tier',
-           'Diagnosis', 'examine_folder', 'show_diagnosis', 'cut_window', 'random_change', 'change_mel', 'mix_mels',
-           'WindowBatch', 'MelWindows']
+           'SoundCache', 'StoredMel', 'FolderMels', 'read_folder', 'MelCollection', 'label_files', 'collect',
+           'load_collection', 'Tier', 'pick_tier', 'Diagnosis', 'diagnose', 'examine_folder', 'show_diagnosis',
+           'cut_window', 'random_change', 'change_mel', 'mix_mels', 'WindowBatch', 'MelWindows']
 
 # %% ../nbs/03_dataset.ipynb #e43d09e8
+import base64
 import contextlib
 import functools
 import hashlib
+import html
+import io
 import json
 import math
 import os
@@ -420,15 +423,21 @@ def _same_sounds(files, mels, reader):  # used reports, their mels -> [(position
     return sorted((min(i, j), max(i, j), score) for i, j, score in found)
 
 # %% ../nbs/03_dataset.ipynb #e33d62ae
-class _Folder(NamedTuple):
+class FolderMels(NamedTuple):
+    "What was read in a folder, each file once"
     files: Collection    # with a note on each near-duplicate
     mels: list           # one per used file
     groups: list         # first member of the group of each used file
     reader: _MelReader
 
-def _read_folder(folder, spectrogram, progress_callback=None):
+def read_folder(
+    folder,                              # a folder of sounds, searched with its sub-folders
+    spectrogram: AudioSpectrogram = None,
+    progress_callback=None,              # called with (fraction, text)
+) -> FolderMels:
+    "Every file decoded, or taken from the cache, and looked at; never raises for a bad file"
     cache = SoundCache(cache_folder())
-    reader = _MelReader(spectrogram, cache)
+    reader = _MelReader(spectrogram or AudioSpectrogram(), cache)
     files = scan_folder(folder, progress_callback=progress_callback, read=reader)
     mels = [reader.mels[f.path] for f in files.used]
     pairs = _same_sounds(files.used, mels, reader) if len(mels) > 1 else []
@@ -440,7 +449,7 @@ def _read_folder(folder, spectrogram, progress_callback=None):
     reports = tuple(replace(r, notes=(*r.notes, names[r.path])) if r.path in names else r for r in files.reports)
     first = {r.digest: i for i, r in reversed([*enumerate(files.used)])}
     copies = [(first[r.digest], i, 1.0) for i, r in enumerate(files.used) if first[r.digest] != i]
-    return _Folder(replace(files, reports=reports), mels, group_files(len(mels), [*pairs, *copies]), reader)
+    return FolderMels(replace(files, reports=reports), mels, group_files(len(mels), [*pairs, *copies]), reader)
 
 # %% ../nbs/03_dataset.ipynb #26ac4ae5
 def _varispeed(wav, semitones, sample_rate):
@@ -471,6 +480,8 @@ class MelCollection:
     @property
     def seconds(self) -> float: return self.files.seconds
     @property
+    def file_digests(self) -> dict: return {f.name: f.digest[:16] for f in self.files.used}  # what a run is made of
+    @property
     def labels(self) -> list: return label_files(self.names)
     @property
     def label_names(self) -> list: return sorted(set(self.labels) - {''})
@@ -493,16 +504,13 @@ def _named_split(names, valid_names):
     return Split([i for i, n in enumerate(names) if n not in held], [i for i, n in enumerate(names) if n in held])
 
 # %% ../nbs/03_dataset.ipynb #b9251ce1
-def load_collection(
-    folder,                              # a folder of sounds, searched with its sub-folders
+def collect(
+    found: FolderMels,
     cfg: DatasetConfig = DatasetConfig(),
-    spectrogram: AudioSpectrogram = None,
-    valid_names: list = None,            # hold out these files rather than a random share (their names in the folder)
-    progress_callback=None,              # called with (fraction, text)
+    valid_names: list = None,  # hold out these files rather than a random share (their names in the folder)
 ) -> MelCollection:
-    "A folder as spectrograms; raises `AudioError` when fewer than two files are usable"
-    spectrogram = spectrogram or AudioSpectrogram()
-    files, mels, groups, reader = _read_folder(folder, spectrogram, progress_callback)
+    "What was read, split for learning; raises `AudioError` when fewer than two files are usable"
+    (files, mels, groups, reader), spectrogram = found, found.reader.spectrogram
     files.require(1)
     names = [f.name for f in files.used]
     split = (_named_split(names, valid_names) if valid_names is not None
@@ -515,15 +523,26 @@ def load_collection(
             copies.append(reader.hold(_transformed(copy, spectrogram)[0]))
     return MelCollection(files, mels, split, copies, cfg, spectrogram, groups)
 
+def load_collection(
+    folder,                              # a folder of sounds, searched with its sub-folders
+    cfg: DatasetConfig = DatasetConfig(),
+    spectrogram: AudioSpectrogram = None,
+    valid_names: list = None,            # hold out these files rather than a random share (their names in the folder)
+    progress_callback=None,              # called with (fraction, text)
+) -> MelCollection:
+    "A folder as spectrograms; raises `AudioError` when fewer than two files are usable"
+    return collect(read_folder(folder, spectrogram, progress_callback), cfg, valid_names)
+
 # %% ../nbs/03_dataset.ipynb #a0b6afbd
 class Tier(NamedTuple):
     "How large a model suits a collection"
     name: str           # 'small', 'medium', 'large'
     codebook_size: int  # codes per level
     n_quantizers: int   # levels
-    minutes: int        # of training, at least
+    minutes: int        # of training on two processor cores, at least
+    steps: int          # of stage 1 in that time
 
-TIERS = ((20, Tier('small', 64, 4, 3)), (100, Tier('medium', 128, 4, 5)), (math.inf, Tier('large', 256, 8, 15)))
+TIERS = ((20, Tier('small', 64, 4, 3, 900)), (100, Tier('medium', 128, 4, 5, 1500)), (math.inf, Tier('large', 256, 8, 15, 4500)))
 
 def pick_tier(n_files: int) -> Tier:
     "Up to 20 files, up to 100, or more"
@@ -535,7 +554,7 @@ class Diagnosis:
     "What is in a folder, whether it is enough, and what would make it better"
     files: Collection                    # every file with its fate and reason
     groups: list                         # [[names of files that are one sound], …]
-    training_seconds: float | None = None  # how long `fit` takes on this machine, when it was measured
+    estimate: object = None              # what training takes on this machine, a `TrainingEstimate`, when it was measured
 
     @property
     def n_sounds(self) -> int: return len(self.files.used) - sum(len(g) - 1 for g in self.groups)
@@ -548,6 +567,8 @@ class Diagnosis:
         repeated = {name for group in self.groups for name in group[1:]}
         return sum(f.heard for f in self.files.used if f.name not in repeated)
     @property
+    def minutes(self) -> int: return self.estimate.minutes if self.estimate else self.tier.minutes  # to fit it, at least
+    @property
     def verdict(self) -> str: return _verdict(self)
     @property
     def advice(self) -> list: return _advice(self.files, self.groups)
@@ -556,23 +577,29 @@ class Diagnosis:
         "Everything that is known"
         return dict(self.files.to_dict(), groups=self.groups, sounds=self.n_sounds, usable_seconds=round(self.seconds, 3),
                     tier=self.tier._asdict(), ready=self.ready, verdict=self.verdict, advice=self.advice,
-                    training_seconds=self.training_seconds)
+                    minutes=self.minutes, training=self.estimate and self.estimate.to_dict())
 
     def show(self, axes=None):  # the axes
         "A picture: see `show_diagnosis`"
         return show_diagnosis(self, axes)
 
-    def __str__(self): return '\n'.join([str(self.files), '', f'Verdict: {self.verdict}', *(f'- {o}' for o in self.advice)])
+    @property
+    def words(self) -> list:  # lines
+        "What follows from it all"
+        return [f'Verdict: {self.verdict}', *(f'- {o}' for o in self.advice), *(self.estimate.lines if self.estimate else ())]
+
+    def __str__(self): return '\n'.join([str(self.files), '', *self.words])
     def _repr_pretty_(self, p, cycle): p.text(str(self))
+    def _repr_html_(self): return _page(self)
 
 # %% ../nbs/03_dataset.ipynb #e9f10382
 def _verdict(found):
-    n, seconds, tier = found.n_sounds, found.seconds, found.tier
+    n, seconds = found.n_sounds, found.seconds
     if not found.files.reports: return 'there are no sound files here'
     if n == 0: return 'there is no usable sound here: see above what is wrong with each file'
     if n == 1: return ('one usable sound is not enough: one is held out to measure what was learned. '
                        'Add sounds, or cut it in pieces')
-    words = f'ready: {n} sounds, {seconds / 60:.1f} minutes to be heard; fit it with --minutes {tier.minutes} or more'
+    words = f'ready: {n} sounds, {seconds / 60:.1f} minutes to be heard; fit it with --minutes {found.minutes} or more'
     if n < 5 or seconds < 10: return words + ('. It is little sound: expect echoes of it rather than new ideas. '
                                               'Twenty sounds, or a minute in all, make a difference')
     if n < 20 or seconds < 60: return words + '. A small collection: new sounds will stay close to the ones that are here'
@@ -602,17 +629,22 @@ def _advice(files, groups):  # what would make the collection better, the most f
     return [_ADVICE[kind].format(names(counts[kind])) for kind in found]
 
 # %% ../nbs/03_dataset.ipynb #93b705f1
+def diagnose(
+    found,             # a `FolderMels` or a `MelCollection`
+    estimate=None,     # what training takes on this machine, when it was measured
+) -> Diagnosis:
+    "What was read, as a diagnosis"
+    members = {}
+    for first, report in zip(found.groups, found.files.used): members.setdefault(first, []).append(report.name)
+    return Diagnosis(found.files, [names for names in members.values() if len(names) > 1], estimate)
+
 def examine_folder(
     folder,                           # a folder of sounds, searched with its sub-folders
     spectrogram: AudioSpectrogram = None,
-    training_seconds: float = None,   # how long a fit takes, when it is known
     progress_callback=None,           # called with (fraction, text)
 ) -> Diagnosis:
     "Every file with its fate, and whether they are enough; never raises for a bad file"
-    found = _read_folder(folder, spectrogram or AudioSpectrogram(), progress_callback)
-    members = {}
-    for first, report in zip(found.groups, found.files.used): members.setdefault(first, []).append(report.name)
-    return Diagnosis(found.files, [names for names in members.values() if len(names) > 1], training_seconds)
+    return diagnose(read_folder(folder, spectrogram, progress_callback))
 
 # %% ../nbs/03_dataset.ipynb #6c3c3158
 def _show_lengths(files, ax):  # a dot per file
@@ -648,6 +680,26 @@ def show_diagnosis(
     axes[0].set_title(f'{diagnosis.n_sounds} sounds, {diagnosis.seconds:.0f} s', fontsize=9)
     axes[1].set_title('what was found', fontsize=9)
     return axes
+
+# %% ../nbs/03_dataset.ipynb #3eba4be6
+def _picture(diagnosis):  # PNG, for a page
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure, out = Figure(figsize=(9, 2.6), layout='constrained'), io.BytesIO()
+    FigureCanvasAgg(figure)
+    show_diagnosis(diagnosis, figure.subplots(1, 2))
+    figure.savefig(out, format='png', dpi=80)
+    return base64.b64encode(out.getvalue()).decode()
+
+def _page(diagnosis):  # HTML; names of files are anybody's
+    cell = lambda x: f'<td style="text-align:left">{html.escape(str(x))}</td>'
+    row = lambda r: ''.join(map(cell, ('used' if r.used else 'not used', r.name, f'{r.seconds:.2f} s', '; '.join(filter(None, [r.reason, *r.notes])))))
+    rows = ''.join(f'<tr>{row(r)}</tr>' for r in diagnosis.files.reports)
+    rows += ''.join(f'<tr>{"".join(map(cell, ("set aside", name, "", why)))}</tr>' for name, why in diagnosis.files.aside.items())
+    words = ''.join(f'<div>{html.escape(line)}</div>' for line in diagnosis.words)
+    picture = f'<img alt="lengths, levels and findings" src="data:image/png;base64,{_picture(diagnosis)}">' if diagnosis.files.reports else ''
+    title = f'{len(diagnosis.files.used)} of {len(diagnosis.files.reports)} files used'
+    return f'{words}{picture}<details><summary>{title}</summary><table>{rows}</table></details>'
 
 # %% ../nbs/03_dataset.ipynb #0def949e
 def cut_window(

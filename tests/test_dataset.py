@@ -268,12 +268,12 @@ def test_verdicts(tmp_path):
     (tmp_path/'text.wav').write_text('no sound', encoding='utf-8')
     assert 'no usable sound' in examine_folder(tmp_path).verdict
     for i in range(3): save_audio(tmp_path/f'{i}.wav', synthesise('drums', seed=i, seconds=0.5))
-    found = examine_folder(tmp_path, training_seconds=180.0)
+    found = replace(examine_folder(tmp_path), estimate=SimpleNamespace(minutes=7, lines=['Time: long'], to_dict=lambda: dict(device='abacus')))
     assert found.ready and 'little sound' in found.verdict and found.tier.name=='small'
     assert found.advice==['1 file is unreadable: see the reasons above']
     about = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert (about['used'], about['found'], about['ready'], about['training_seconds'], about['tier']['codebook_size'])==(3, 4, True, 180.0, 64)
-    for words in 'text.wav', 'not a sound file', 'Verdict: ready': assert words in str(found)
+    assert (about['used'], about['found'], about['ready'], about['training']['device'], about['minutes'], about['tier']['codebook_size'])==(3, 4, True, 'abacus', 7, 64)
+    for words in 'text.wav', 'not a sound file', 'Verdict: ready', '--minutes 7', 'Time: long': assert words in str(found)
     for i in range(3, 26): save_audio(tmp_path/f'{i}.wav', synthesise('strings', seed=i, seconds=3.0))
     assert '--minutes 5 or more. A small collection' in examine_folder(tmp_path).verdict
 
