@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGE_1_SHARE', 'WARM_TRAINING', 'WARM_VQVAE', 'StageOne', 'stage_1_settings', 'Exam', 'set_exam', 'take_exam',
-           'fit_codes', 'tell', 'collection_of', 'fit_prior', 'fit_model', 'is_finished']
+           'fit_codes', 'tell', 'collection_of', 'fit_prior', 'fit_model', 'unfinished', 'clear_checkpoints',
+           'is_finished']
 
 # %% ../nbs/08b_fitting.ipynb #aaf0fc80
 import math
@@ -233,6 +234,18 @@ def fit_model(
     # not the clock alone: a resumed run has trained before
     return fit_prior(loaded, folder, left(loaded.metadata['minutes']), epochs, seed, prior=prior, collection=collection, should_stop=should_stop,
                      progress_callback=part_of_progress(progress_callback, STAGE_1_SHARE, 1), checkpoints=checkpoints, on_event=on_event)
+
+# %% ../nbs/08b_fitting.ipynb #6f8cf060
+def unfinished(checkpoints: Checkpoints) -> str:  # '' when there are none
+    "How far the fit got whose checkpoints these are, in words"
+    found = sorted((path.stem, path.parent.name) for path in checkpoints.folder.glob('stage-*/step-*.safetensors'))
+    found.sort(key=lambda name: name[::-1])
+    return '' if not found else f"{found[-1][1].replace('-', ' ')}, step {int(found[-1][0][5:])}"
+
+def clear_checkpoints(checkpoints: Checkpoints):
+    "Remove those of both stages"
+    for stage in ('stage-1', 'stage-2'): _below(checkpoints, stage, None, None).clear()
+    checkpoints.clear()
 
 def is_finished(loaded: LoadedVQModel) -> bool:
     "Whether its training was left to end, rather than asked to stop"
