@@ -62,8 +62,10 @@ def w(): return workshop()
 def small_networks(monkeypatch):
     "What is learned in this process is small."
     import distill.fitting as fitting
-    for name, parts in ('fit_model', ['vqvae', 'prior']), ('fit_codes', ['vqvae']), ('fit_prior', ['prior']):
-        monkeypatch.setattr(fitting, name, partial(getattr(fitting, name), **{part: SMALL[part] for part in parts}))
+    import distill.doctor as doctor
+    both = ['vqvae', 'prior']
+    for module, name, parts in (fitting, 'fit_model', both), (fitting, 'fit_codes', ['vqvae']), (fitting, 'fit_prior', ['prior']), (doctor, 'doctor', both):
+        monkeypatch.setattr(module, name, partial(getattr(module, name), **{part: SMALL[part] for part in parts}))
 
 
 @contextmanager
@@ -130,8 +132,11 @@ def test_doctor_tells_of_every_file(w, tmp_path):
     assert 'silent' in reasons['silence.wav'] and 'not a sound' in reasons['text.wav'] and reasons['tone0.wav']==''
     assert (about['used'], about['found'], about['ready'], about['seconds'])==(3, 5, True, 3.0)
     assert about['tier']['codebook_size']==64 and 'little sound' in about['verdict']
+    assert about['training']['stage_1']['step']>0
     text = run('doctor', tmp_path).stdout
-    for words in 'NOT USED', 'silence.wav', 'not a sound file', '3 of 5 files', '64 codes', 'Verdict: ready': assert words in text
+    for words in 'NOT USED', 'silence.wav', 'not a sound file', '3 of 5 files', '64 codes', 'Verdict: ready', 'on this machine (', '--epochs': assert words in text
+    quick = report('doctor', tmp_path, '--quick')
+    assert quick['training'] is None and quick['minutes']==quick['tier']['minutes']==3
 
 
 # --- learning
@@ -238,14 +243,14 @@ def test_interrupted_fit_keeps_what_was_learned(w, tmp_path, monkeypatch, number
     assert done.exit_code==code and answer['error']=='interrupted' and 'Traceback' not in done.stderr
     assert (old.read_bytes()!=b'old')==saved==('model' in answer)
     if saved: assert bool(report('info', old)['prior_config'])==has_prior and 'Stage 1' in run('info', old).stdout
-    assert sorted(p.name for p in tmp_path.iterdir())==['a.distill']    # no temporary file is left
+    assert sorted(p.name for p in tmp_path.iterdir())==['a.distill', *['a.distill.checkpoints']*saved]    # no temporary file is left
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_second_signal_ends_at_once(w, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, 'progress', partial(signals_at, signal.SIGINT, lambda fraction, text: fraction>0.5, times=2))
     done = run('fit', w.sounds, '-o', tmp_path/'a.distill', '--epochs', 8)
-    assert done.exit_code==130 and not list(tmp_path.iterdir())
+    assert done.exit_code==130 and [p.name for p in tmp_path.iterdir()] in ([], ['a.distill.checkpoints'])
 
 
 @pytest.mark.skipif(os.name=='nt', reason='no such signals on Windows')

@@ -7,21 +7,15 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from distill.dataset import MelWindows, WindowBatch, load_collection
+from distill.dataset import MelWindows, load_collection
 from distill.synthesis import write_collection
-from distill.training import (Budget, Checkpoints, Objective, Reconstruction, TrainingConfig, part_of_batch, pick_device,
+from distill.training import (Budget, Checkpoints, Objective, Reconstruction, TrainingConfig, own_share, pick_device,
                               processes, train, train_vqvae)
 from distill.vqvae import ConvVQVAE, VQVAEConfig
 
 STEPS = 60
 CONFIG = TrainingConfig(batch_size=16, validations=6, precision='fp32', patience=1)
 NETWORK = VQVAEConfig(codebook_size=32, channels=(8, 16, 32, 64), dead_code_share=0.5)
-
-
-class Share:
-    "What falls to this process of the batches that one process alone would draw"
-    def __init__(self, batches, index, n): self.batches, self.index, self.n = batches, index, n
-    def __next__(self): return WindowBatch(*(x.chunk(self.n)[self.index] for x in next(self.batches)))
 
 
 class Slope(Objective):
@@ -79,8 +73,7 @@ def learn(sounds, checkpoints, events):
     model.quantizer.set_batch(16 * 48)
     objective = Watched(model, collection.valid)
     count_replacements(objective)
-    state = processes(pick_device('cpu'))
-    batches = Share(MelWindows(collection, 16, 0), state.process_index, state.num_processes)
+    batches = own_share(MelWindows(collection, 16, 0), 16, 'cpu')
     result = train(objective, batches, CONFIG, Budget(steps=STEPS), 'cpu', checkpoints=Checkpoints(checkpoints),
                    on_event=events.append)
     return objective, result, collection
@@ -101,7 +94,7 @@ def worker(sounds, out):
     both = [torch.empty_like(weights) for _ in range(2)]
     distributed.all_gather(both, weights)
     # the whole of stage 1 as well, each process drawing windows of its own, and going on from a checkpoint
-    own = next(MelWindows(collection, *part_of_batch(CONFIG, 'cpu'))).mel
+    own = next(own_share(MelWindows(collection, 16, 0), 16, 'cpu')).mel
     windows = [torch.empty_like(own) for _ in range(2)]
     distributed.all_gather(windows, own)
     cfg, steps, stop_at = replace(CONFIG, validations=2), 12, iter(range(100))

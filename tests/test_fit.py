@@ -1,0 +1,292 @@
+"What may happen to `distill fit`: it is killed, told to stop, runs out of disk, loses a file or meets a sound that is no number."
+import errno, hashlib, json, os, random, signal, subprocess, sys, time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import distill.cli as cli
+from distill.synthesis import write_collection
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16)), prior=dict(d_model=32, n_heads=2, n_layers=1))
+FIT = ['--epochs', '12', '--device', 'cpu', '--save-every', '0', '--no-library']
+
+
+def be_small(fitting, setattr):
+    for name, parts in ('fit_model', ['vqvae', 'prior']), ('fit_codes', ['vqvae']), ('fit_prior', ['prior']):
+        setattr(fitting, name, partial(getattr(fitting, name), **{part: SMALL[part] for part in parts}))
+    import distill.prior as prior
+    setattr(prior, 'extract_code_sequences', partial(few_excerpts, prior.extract_code_sequences))
+    setattr(fitting, 'train_prior', prior.train_prior)
+
+
+def few_excerpts(extract, model, windows, columns, n_windows, *args): return extract(model, windows, columns, 48, *args)
+
+
+def weights(path):
+    "A digest of the weights in a model file, not of its date"
+    from safetensors import safe_open
+    h = hashlib.sha256()
+    with safe_open(path, 'pt') as f:
+        for name in sorted(f.keys()): h.update(name.encode() + f.get_tensor(name).numpy().tobytes())
+    return h.hexdigest()
+
+
+def run(*args): return CliRunner().invoke(cli.app, [*map(str, args)], prog_name='distill')
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    import distill.fitting as fitting
+    be_small(fitting, monkeypatch.setattr)
+
+
+@pytest.fixture(scope='module')
+def sounds(tmp_path_factory):
+    return write_collection(tmp_path_factory.mktemp('fit')/'sounds', n_files=6, seed=3)
+
+
+@pytest.fixture(scope='module')
+def straight(sounds, tmp_path_factory):
+    "What an undisturbed fit ends with: its weights, and how many steps there were"
+    import distill.fitting as fitting
+    out = tmp_path_factory.mktemp('straight')/'a.distill'
+    with pytest.MonkeyPatch.context() as patch:
+        be_small(fitting, patch.setattr)
+        done = run('fit', sounds, '-o', out, *FIT, '--json', '--events', out.with_name('events'))
+    assert done.exit_code==0, done.stderr
+    answer = json.loads(done.stdout)
+    return dict(answer, weights=weights(out), stderr=done.stderr, events=out.with_name('events').read_text(encoding='utf-8'), out=out)
+
+
+class Stop(Exception): pass
+
+
+@pytest.fixture
+def at(monkeypatch):
+    "Calls a function once when the progress says what is wanted"
+    from contextlib import contextmanager
+    def when(words, do):
+        left = [do]
+        @contextmanager
+        def progress(quiet=False):
+            def tell(fraction, text):
+                if words in text and left: left.pop()()
+            yield tell
+        monkeypatch.setattr(cli, 'progress', progress)
+    return when
+
+
+# --- what programs are told
+def test_events_are_lines_of_json(straight):
+    lines = [json.loads(line) for line in straight['events'].splitlines()]
+    on_stderr = [json.loads(line) for line in straight['stderr'].splitlines() if line.startswith('{')]
+    assert lines==on_stderr
+    kinds = [e['event'] for e in lines]
+    assert kinds[0]=='doctor' and {'start', 'validation', 'checkpoint', 'stop', 'scores'} <= set(kinds)
+    assert {e['stage'] for e in lines}=={'', 'stage 1', 'stage 2'}
+    assert lines[0]['diagnosis']['ready'] and 'example' not in kinds
+    assert 'Verdict: ready' in straight['stderr'] and 'a.distill.checkpoints' in straight['stderr']    # where they are
+
+
+def test_no_checkpoints_are_left(straight): assert sorted(p.name for p in straight['out'].parent.iterdir())==['a.distill', 'events']
+
+
+def test_a_finished_fit_is_not_begun_again(straight, sounds):
+    before = straight['out'].read_bytes()
+    done = run('fit', sounds, '-o', straight['out'], *FIT, '--resume')
+    assert done.exit_code==0 and 'is finished' in done.stdout and straight['out'].read_bytes()==before
+
+
+def test_tensorboard_is_optional(sounds, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    done = run('fit', sounds, '-o', tmp_path/'a', *FIT, '--tensorboard', tmp_path/'curves', '--json')
+    assert done.exit_code==1 and 'pip install tensorboard' in json.loads(done.stdout)['error'] and not (tmp_path/'a.distill').exists()
+
+
+# --- being told to stop
+@pytest.mark.parametrize('number, words', [(signal.SIGINT, 'stage 1: step 5,'), (signal.SIGTERM, 'stage 2: step 3,')])
+def test_stopped_and_resumed(sounds, straight, tmp_path, at, number, words):
+    out = tmp_path/'a.distill'
+    at(words, lambda: signal.raise_signal(number))
+    done = run('fit', sounds, '-o', out, *FIT)
+    assert done.exit_code==128 + number and done.stderr.rstrip().endswith('the same command with --resume goes on')
+    refused = run('fit', sounds, '-o', out, *FIT)
+    assert refused.exit_code==1 and f'not finished ({words[:7]}, step ' in refused.stderr and '--no-resume' in refused.stderr
+    done = run('fit', sounds, '-o', out, *FIT, '--resume')
+    assert done.exit_code==0 and weights(out)==straight['weights']
+    assert [p.name for p in tmp_path.iterdir()]==['a.distill']
+
+
+def test_another_fit_is_named(sounds, tmp_path, at):
+    "Other settings, other sounds: what is different, in words; and the unfinished fit is still there"
+    import shutil
+    folder, out = shutil.copytree(sounds, tmp_path/'sounds'), tmp_path/'a.distill'
+    at('stage 1: step 5,', lambda: signal.raise_signal(signal.SIGINT))
+    assert run('fit', folder, '-o', out, *FIT).exit_code==130
+    for change, words in (['--seed', 1], 'training.seed was 0 and is 1'), (['--eq', 3], 'dataset.eq_db was 0.0 and is 3.0'), (['--epochs', 9], 'steps was'):
+        done = run('fit', folder, '-o', out, *FIT, '--resume', *change)
+        assert done.exit_code==1 and words in done.stderr, done.stderr
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.flac'))
+    kept = (folder/names[0]).read_bytes()
+    (folder/names[0]).write_bytes((folder/names[1]).read_bytes())
+    (folder/names[2]).rename(folder/'new.flac')
+    done = run('fit', folder, '-o', out, *FIT, '--resume')
+    assert done.exit_code==1
+    for words in f'{names[0]} has changed', f'{names[2]} is gone', 'new.flac is new': assert words in done.stderr
+    (folder/names[0]).write_bytes(kept)
+    (folder/'new.flac').rename(folder/names[2])
+    assert run('fit', folder, '-o', out, *FIT, '--resume').exit_code==0
+    done = run('fit', folder, '-o', tmp_path/'b.distill', *FIT, '--no-resume')
+    assert done.exit_code==0 and weights(out)==weights(tmp_path/'b.distill')
+
+
+# --- a disk that is full, a file that is gone, a sound that is none
+def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_no_room_for_checkpoints(sounds, straight, tmp_path, monkeypatch):
+    "It goes on, says so, and ends with the model"
+    import distill.training as training
+    monkeypatch.setattr(training, 'write_atomically', full)
+    done = run('fit', sounds, '-o', tmp_path/'a', *FIT, '--json')
+    answer = json.loads(done.stdout)
+    assert done.exit_code==0 and weights(tmp_path/'a.distill')==straight['weights']
+    assert any('no checkpoint' in note and 'space' in note.lower() for note in answer['notes'])
+
+
+@pytest.mark.parametrize('everywhere', [False, True])
+def test_no_room_for_the_model(sounds, straight, tmp_path, monkeypatch, everywhere):
+    "It is written elsewhere; and the checkpoints stay, so that nothing is lost even where there is no elsewhere"
+    import distill.model as model
+    write = model.write_atomically
+    elsewhere = tmp_path/'elsewhere'
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(model, 'write_atomically', lambda path, data: full() if everywhere or Path(path).parent!=elsewhere else write(path, data))
+    out = tmp_path/'a.distill'
+    done = run('fit', sounds, '-o', out, *FIT, '--json')
+    answer = json.loads(done.stdout)
+    assert done.exit_code==1 and 'the disk is full' in answer['error'] and not out.exists()
+    if everywhere: assert 'model' not in answer and '--resume' in answer['error']
+    else: assert weights(answer['model'])==straight['weights'] and Path(answer['model'])==elsewhere/'a-rescued.distill'
+    monkeypatch.setattr(model, 'write_atomically', write)
+    assert run('fit', sounds, '-o', out, *FIT, '--resume').exit_code==0 and weights(out)==straight['weights']
+
+
+def test_a_file_is_deleted_while_it_is_needed(sounds, straight, tmp_path, at, monkeypatch):
+    "Without a cache and without room in memory, sounds are read again and again"
+    import shutil
+    import distill.dataset as dataset
+    monkeypatch.setenv('DISTILL_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setattr(dataset, 'IN_MEMORY_BYTES', 0)
+    folder, out = shutil.copytree(sounds, tmp_path/'sounds'), tmp_path/'a.distill'
+    def lose():
+        for path in sorted(folder.rglob('*.flac')): path.rename(path.with_suffix('.lost'))
+        shutil.rmtree(tmp_path/'cache')
+    at('stage 1: step 5,', lose)
+    done = run('fit', folder, '-o', out, *FIT)
+    assert done.exit_code==1 and 'changed or removed' in done.stderr and 'go on from the last checkpoint' in done.stderr and not out.exists()
+    for path in folder.rglob('*.lost'): path.rename(path.with_suffix('.flac'))
+    done = run('fit', folder, '-o', out, *FIT, '--resume')
+    assert done.exit_code==0 and weights(out)==straight['weights'], done.stderr
+
+
+@pytest.mark.parametrize('bad, words', [({7}, 'back to the last good weights'), (range(7, 10**6), 'diverged')], ids=['once', 'for ever'])
+def test_batches_that_are_no_numbers(sounds, tmp_path, monkeypatch, bad, words):
+    from distill.dataset import MelWindows
+    draw, drawn = MelWindows.__next__, [0]
+    def spoilt(self):
+        drawn[0] += self.batch_size > 1
+        batch = draw(self)
+        return batch._replace(mel=batch.mel*float('nan')) if self.batch_size > 1 and drawn[0] in bad else batch
+    monkeypatch.setattr(MelWindows, '__next__', spoilt)
+    done = run('fit', sounds, '-o', tmp_path/'a', *FIT, '--json')
+    answer = json.loads(done.stdout)
+    told = [e for line in done.stderr.splitlines() if line.startswith('{') and (e := json.loads(line))['event']=='rollback']
+    assert len(told)==(1 if bad=={7} else 2) and 'not a number' in told[0]['text']
+    said = ' '.join(answer['notes']) if done.exit_code==0 else answer['error']
+    assert words in said and (done.exit_code==0)==(tmp_path/'a.distill').exists(), answer
+
+
+# --- killed without a word
+def fork(args, log):
+    "A process that runs a command, without the seconds that imports take"
+    if pid := os.fork(): return pid
+    with open(log, 'w', encoding='utf-8') as f:
+        os.dup2(f.fileno(), 1), os.dup2(f.fileno(), 2)
+    try: cli.app([str(a) for a in args], prog_name='distill')
+    except SystemExit as e: os._exit(e.code or 0)
+    except BaseException: os._exit(99)
+    os._exit(0)
+
+
+def worker(sounds, folder, kills):
+    "One fit, killed again and again at random moments, beside one that nobody disturbs; never trains itself, for it forks"
+    import distill.fitting as fitting
+    be_small(fitting, setattr)
+    folder, kills = Path(folder), int(kills)
+    straight, out = folder/'straight.distill', folder/'a.distill'
+    started = time.monotonic()
+    assert os.waitpid(fork(['fit', sounds, '-o', straight, *FIT], folder/'log'), 0)[1]==0, (folder/'log').read_text(encoding='utf-8')
+    takes, resumed, ended = time.monotonic() - started, [], False
+    for i in range(kills):
+        pid = fork(['fit', sounds, '-o', out, *FIT, '--resume'], folder/'log')
+        time.sleep(random.uniform(0, takes)*(0.3 if i < kills//2 else 1))
+        os.kill(pid, signal.SIGKILL)
+        killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        at = sorted((p.parent.name, p.stem) for p in out.with_name('a.distill.checkpoints').glob('*/step-*'))
+        resumed.append([killed, *(at[-1] if at else ('none', ''))])
+        if not killed:    # it was done before the moment came: again from the beginning
+            ended = ended or weights(out)
+            assert weights(out)==ended
+            out.unlink()
+    code = os.waitpid(fork(['fit', sounds, '-o', out, *FIT, '--resume'], folder/'log'), 0)[1]
+    print(json.dumps(dict(code=code, same=weights(out)==weights(straight), resumed=resumed, left=sorted(p.name for p in folder.iterdir()))))
+
+
+def killed(sounds, folder, kills):
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, __file__, str(sounds), str(folder), str(kills)], env=env, capture_output=True, text=True, timeout=1500)
+    assert done.returncode==0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(os.name=='nt', reason='no fork on Windows')
+@pytest.mark.parametrize('kills', [4, pytest.param(25, marks=pytest.mark.slow)])
+def test_killed_and_resumed(sounds, tmp_path, kills):
+    found = killed(sounds, tmp_path, kills)
+    print(found)
+    assert found['code']==0 and found['same'] and found['left']==['a.distill', 'log', 'straight.distill']
+
+
+# --- several processes
+def launch(sounds, out, *args):
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='')
+    program = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', __file__, 'cli']
+    return subprocess.run([*program, 'fit', str(sounds), '-o', str(out), *FIT, *args], env=env, capture_output=True, text=True, timeout=600)
+
+
+def test_two_processes_write_one_file(sounds, straight, tmp_path):
+    "The same losses as one process, told once"
+    done = launch(sounds, tmp_path/'two.distill', '--json', '--events', tmp_path/'events')
+    assert done.returncode==0, done.stderr[-3000:]
+    assert done.stdout.count('\n')==1
+    answer = json.loads(done.stdout)
+    assert sorted(p.name for p in tmp_path.iterdir())==['events', 'two.distill']
+    of = lambda text, stage: [e for e in map(json.loads, text.splitlines()) if e['event']=='validation' and e['stage']==stage]
+    two, one = ((tmp_path/'events').read_text(encoding='utf-8'), straight['events'])
+    assert [e['processes'] for e in map(json.loads, two.splitlines()) if e['event']=='start']==[2, 2]
+    assert [e['loss'] for e in of(two, 'stage 1')]==pytest.approx([e['loss'] for e in of(one, 'stage 1')], rel=0.01)
+    assert [e['loss'] for e in of(two, 'stage 2')]==pytest.approx([e['loss'] for e in of(one, 'stage 2')], rel=0.01)
+    assert answer['scores']['log_mel_l1']==pytest.approx(straight['scores']['log_mel_l1'], rel=0.02)
+
+
+if __name__ == '__main__':
+    if sys.argv[1]=='cli':    # `python -m distill`, with small networks
+        import distill.fitting as fitting
+        be_small(fitting, setattr)
+        cli.app(sys.argv[2:], prog_name='distill')
+    else: worker(*sys.argv[1:])
