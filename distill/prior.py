@@ -749,8 +749,7 @@ def train_prior(
     spent = lambda: time.perf_counter() - started
     enough = lambda: should_stop() or bool(budget.minutes and spent() > ENCODING_SHARE * 60 * budget.minutes)
     prior_cfg = prior_cfg or prior_config_for(model, collection)
-    number = {name: i + 1 for i, name in enumerate(prior_cfg.labels)}
-    labels = [number.get(label, 0) for label in collection.labels]
+    labels = [1 + prior_cfg.labels.index(label) if label in prior_cfg.labels else 0 for label in collection.labels]
     if checkpoints:
         codes = hashlib.sha256(model.quantizer.codebooks.detach().cpu().numpy().tobytes()).hexdigest()[:16]
         checkpoints = checkpoints.of(files=collection.file_digests, prior=asdict(prior_cfg), codes=codes)

@@ -1,6 +1,7 @@
 "What is learned from and how it is presented: laws of the windows, labels, splits."
 import json, math, shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import soxr
