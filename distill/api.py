@@ -15,13 +15,15 @@ import torch
 from . import __version__
 from .audio import load_audio
 from .codes import CodeGrid, decode, encode
-from .dataset import DatasetConfig
+from .dataset import DatasetConfig, Diagnosis
 from .evaluate import EvaluationReport, evaluate_model
 from .library import find_model, register_model
 from .model import LoadedVQModel, load_model
-from .fitting import fit_model
+from .doctor import doctor
+from .fitting import clear_checkpoints, fit_model, is_finished, unfinished
 from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips, regenerate, stream_audio
 from .sampling import SamplingConfig, resolve_seed
+from .training import Checkpoints, TensorBoardLog, all_of
 
 # %% ../nbs/14_api.ipynb #bed11a73
 class StopRequest:
@@ -98,8 +100,9 @@ class _Files:
     def __init__(
         self,
         loaded: LoadedVQModel,  # from `load_model` or `fit_model`
+        checkpoints=None,       # those of the fit that made it, removed once it is saved
     ):
-        self.loaded = loaded
+        self.loaded, self.checkpoints = loaded, checkpoints
 
     @classmethod
     def load(
@@ -117,6 +120,7 @@ class _Files:
     ) -> Path:
         "Write the model to a file, whole or not at all; raises `ModelFileError`"
         self.loaded = replace(self.loaded, path=self.loaded.save(path))
+        if self.checkpoints and is_finished(self.loaded): clear_checkpoints(self.checkpoints)
         if library: register_model(self.loaded.path)
         return self.loaded.path
 
@@ -132,6 +136,14 @@ class _Files:
                     **configs, training_config=m.training_config, metadata=about)
 
     def __repr__(self): return describe_model(self.info())
+
+# %% ../nbs/14_api.ipynb #e45cd5bc
+def _checkpoints(folder, resume):  # `Checkpoints`, or None
+    if not folder and resume: raise ValueError('resume=True: expected checkpoints=…, the folder that the fit was begun with')
+    kept = folder and Checkpoints(folder, resume=resume)
+    if kept and not resume and (there := unfinished(kept)):
+        raise ValueError(f'checkpoints={str(folder)!r} holds a fit that was not finished ({there}): go on with it by resume=True, or remove the folder')
+    return kept
 
 # %% ../nbs/14_api.ipynb #7dfde5e8
 class _Fitting:
@@ -150,11 +162,27 @@ class _Fitting:
         from_scratch: bool = False, # leave the base model out
         progress_callback=None,     # called with (fraction, text), in place of the bar
         should_stop=lambda: False,  # asked at every step; Ctrl-C does the same
+        on_event=None,              # called with a dict for everything that happens
+        checkpoints=None,           # a folder for what a killed fit needs to go on; `save` removes it
+        resume: bool = False,       # go on from there
+        tensorboard=None,           # a folder for the curves of TensorBoard
     ):                              # a `Distill`
         "Learn a folder of sounds, both stages; Ctrl-C ends it early and keeps what was learned"
+        kept = _checkpoints(checkpoints, resume)
+        on_event = all_of(on_event, tensorboard and TensorBoardLog(tensorboard))
         with StopRequest(should_stop).listening() as stop, progress_bar(progress and not progress_callback) as tell:
             return cls(fit_model(folder, minutes, epochs, seed, device, dataset, vqvae, prior,
-                                 from_scratch, progress_callback or tell, stop))
+                                 from_scratch, progress_callback or tell, stop, checkpoints=kept, on_event=on_event), kept)
+
+    @staticmethod
+    def doctor(
+        folder,                     # a folder of sounds
+        device=None,                # "cuda", "mps", "cpu"; by default the best there is
+        estimate: bool = True,      # measure how long training takes here: some ten seconds
+        progress: bool = True,      # show a bar
+    ) -> Diagnosis:
+        "What is in a folder, whether it is enough, and how long learning it takes on this machine"
+        with progress_bar(progress) as tell: return doctor(folder, device, estimate=estimate, progress_callback=tell)
 
 # %% ../nbs/14_api.ipynb #53fbc02d
 class _Generating:

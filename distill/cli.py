@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
-           'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'AsJson', 'OtherModel', 'BaseOut',
-           'LongMinutes', 'Steps', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop',
-           'Prompt', 'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK',
-           'TopP', 'MinP', 'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName',
-           'SoundIn', 'CodesOut', 'Codes', 'SoundOrFolder', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds',
-           'BenchMinutes', 'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'DEMO_NOTE', 'DemoOut',
-           'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
-           'find_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder',
-           'wrong_out', 'model_target', 'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table',
-           'Verdict', 'judge', 'tier', 'doctor', 'list_model', 'Ready', 'read_folder', 'keep_or_drop', 'file_lines',
-           'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'learn', 'fit',
+           'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'AsJson', 'Quick', 'Resume',
+           'Events', 'TensorBoard', 'Varispeed', 'Mix', 'Eq', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes',
+           'Steps', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
+           'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
+           'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
+           'Codes', 'SoundOrFolder', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes',
+           'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes',
+           'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'find_named',
+           'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
+           'model_target', 'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table',
+           'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events',
+           'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines',
+           'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit',
            'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed',
            'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'clip_line',
            'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
@@ -29,7 +31,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, NamedTuple, Optional
+from typing import Annotated, Optional
 
 import typer
 from typer.core import TyperGroup
@@ -108,6 +110,11 @@ class Stopper:
         "Within, signals are collected"
         with on_signals(self.receive): yield self
 
+# %% ../nbs/15_cli.ipynb #8d23073f
+def is_main() -> bool:
+    "Whether this process is the first of those that `accelerate launch` or `torchrun` started, or the only one"
+    return os.environ.get('RANK', '0') == '0'
+
 # %% ../nbs/15_cli.ipynb #6ed4ea6a
 def find_named(
     settings:dict, # arguments of a command
@@ -128,7 +135,8 @@ def attempt(
         with on_signals(interrupt): return f(**find_named(settings)), 0
     except KeyboardInterrupt as e:
         answer = getattr(e, 'answer', None) or {}
-        tell(f"interrupted: what was learned so far is in {answer['model']}" if 'model' in answer else 'interrupted')
+        words = f"interrupted: what was learned so far is in {answer['model']}" if 'model' in answer else 'interrupted'
+        tell(words + '; the same command with --resume goes on' * bool(answer.get('resume')))
         return dict(error='interrupted', **answer), getattr(e, 'code', 130)
     except (typer.Exit, typer.Abort, UsageError, BrokenPipeError): raise
     except Exception as e:
@@ -172,7 +180,7 @@ def command(
         out, as_json = sys.stdout, settings['as_json']
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
             answer, code = attempt(f, settings)
-        if as_json: print(json.dumps(plain(answer)), file=out)
+        if as_json and is_main(): print(json.dumps(plain(answer)), file=out)
         if code: raise typer.Exit(code)
     group.command(name or f.__name__.replace('_', '-'))(run)
     return f
@@ -333,8 +341,11 @@ class Lines:
 
 # %% ../nbs/15_cli.ipynb #b265e1c7
 @contextmanager
-def progress():
+def progress(quiet:bool=False):
     "Gives a progress callback (fraction, text): a bar in a terminal, lines elsewhere, both on standard error"
+    if quiet or not is_main():
+        yield lambda fraction, text: None
+        return
     if not sys.stderr.isatty():
         yield Lines(lambda text: print(text, file=sys.stderr, flush=True))
         return
@@ -374,53 +385,28 @@ def file_table(
     return columns([('used' if r.used else 'NOT USED', *(sound(r) if r.sample_rate else '----'), r.name, words(r))
                     for r in reports])
 
-# %% ../nbs/15_cli.ipynb #d4ac7ce9
-class Verdict(NamedTuple):
-    "Whether and how a folder can be learned"
-    ready:bool # enough for a model
-    words:str  # for people
-
-def judge(
-    n:int,         # usable files
-    seconds:float, # of sound in them
-) -> Verdict:
-    "What to expect of a collection of this size"
-    if n == 0: return Verdict(False, 'there is no usable sound here')
-    if n == 1: return Verdict(False, 'one usable file is not enough: one is held out to measure what was learned. '
-                                     'Add sounds, or cut it in pieces')
-    minutes = 3 if n <= 20 else 5 if n <= 100 else 15
-    advice = f'ready: fit it with --minutes {minutes} or more'
-    if n < 5 or seconds < 10: advice += '. It is little sound: expect echoes of it rather than new ideas'
-    if n > 500: advice += '. More than 500 files take long to learn: consider a smaller, more coherent set'
-    return Verdict(True, advice)
-
-def tier(
-    n:int, # usable files
-) -> dict: # the size of the model that would be made
-    "What `fit` will choose for so many files"
-    from distill.prior import get_adaptive_prior_config
-    from distill.vqvae import get_adaptive_vqvae_config
-    vqvae, prior = get_adaptive_vqvae_config(max(n, 1)), get_adaptive_prior_config(max(n, 1))
-    return dict(codebook_size=vqvae.codebook_size, n_quantizers=vqvae.n_quantizers, d_model=prior.d_model,
-                n_layers=prior.n_layers)
-
 # %% ../nbs/15_cli.ipynb #23a102ab
+Quick = option(bool, 'Leave out how long learning takes, which is measured for some ten seconds.', '--quick')
+
+def say_diagnosis(
+    found, # a `Diagnosis`
+):
+    "Print every file, and what follows"
+    if found.files.reports: print(file_table(found.files.reports), end='\n\n')
+    for name, why in found.files.aside.items(): print(f'set aside  {name}: {why}')
+    n, all_files, tier = len(found.files.used), len(found.files.reports), found.tier
+    print(f'{n} of {all_files} files can be used, {clock(found.files.seconds)} of sound, {clock(found.seconds)} of it to be heard')
+    if n: print(f'A model of them is of the {tier.name} size: {tier.codebook_size} codes at each of {tier.n_quantizers} levels')
+
 @command
-def doctor(folder:Folder, as_json:AsJson=False):
-    "Say of every file in FOLDER whether it can be learned from, and why not."
-    from distill.audio import scan_folder
-    with progress() as tell: found = scan_folder(folder, progress_callback=tell)
-    n, choice = len(found.used), tier(len(found.used))
-    verdict = judge(n, found.seconds)
-    if found.reports: print(file_table(found.reports), end='\n\n')
-    for name, why in found.aside.items(): print(f'set aside  {name}: {why}')
-    print(f'{n} of {len(found.reports)} files can be used, {clock(found.seconds)} of sound')
-    if n: print('A model of them has {codebook_size} codes at each of {n_quantizers} levels, '
-                'and a prior {d_model} wide with {n_layers} layers'.format(**choice))
-    answer = dict(found.to_dict(), tier=choice, ready=verdict.ready, verdict=verdict.words)
-    if not verdict.ready: raise Refused(f'{folder}: {verdict.words}', **answer)
-    print(f'Verdict: {verdict.words}')
-    return answer
+def doctor(folder:Folder, device:Device=None, quick:Quick=False, as_json:AsJson=False):
+    "Say of every file in FOLDER whether it can be learned from, and why not; and how long learning takes on this machine."
+    from distill.doctor import doctor as examine
+    with progress() as tell: found = examine(folder, device, estimate=not quick, progress_callback=tell)
+    say_diagnosis(found)
+    if not found.ready: raise Refused(f'{folder}: {found.verdict}', **found.to_dict())
+    print(*found.words, sep='\n')
+    return found.to_dict()
 
 # %% ../nbs/15_cli.ipynb #c76eb56b
 def list_model(path:Path):
@@ -432,38 +418,109 @@ def list_model(path:Path):
         register_model(path)
     for o in said: print(f'note: {o.message}', file=sys.stderr)
 
-class Ready(NamedTuple):
-    "A folder that was read, and what is left of the time"
-    collection:object # a `MelCollection`
-    minutes:float     # None with epochs
-    epochs:int        # None with minutes
+Resume = option(Optional[bool], 'Go on with a fit of this name that was interrupted or killed; or forget it and start anew.', '--resume/--no-resume', show_default=False)
+Events = option(Optional[Path], 'Write whatever happens to this file, one JSON object a line.', '--events', metavar='FILE')
+TensorBoard = option(Optional[Path], 'Write curves for TensorBoard to this folder.', '--tensorboard', metavar='DIR')
+Varispeed = option(float, 'Also learn copies, played up to this many semitones faster or slower, as a tape is.', min=0, max=24)
+Mix = option(float, 'How often two sounds are mixed into one, 0 to 1.', min=0, max=1)
+Eq = option(float, 'How much the balance of bass and treble is changed at random, in dB.', min=0, max=24)
 
-def read_folder(folder, minutes, epochs, tell, loaded=None):
-    "Read a folder within the time box, and say what is not used"
-    from distill.dataset import load_collection
-    from distill.fitting import collection_of
-    if minutes and epochs: raise typer.BadParameter('give either --minutes or --epochs.')
-    started, minutes = time.monotonic(), minutes or 5.0
-    if loaded: collection = collection_of(loaded, folder, tell)
-    else: collection = load_collection(folder, progress_callback=tell)
-    spent = (time.monotonic() - started)/60
-    return Ready(collection, max(0.02, minutes - spent), epochs)
+SaveEvery = option(float, 'Seconds between checkpoints.', min=0, max=86_400)
+
+def augmentation(varispeed=0.0, mix=0.0, eq=0.0):
+    "How the sounds are presented, a `DatasetConfig`"
+    from distill.dataset import DatasetConfig
+    return DatasetConfig(speed_semitones=varispeed, mix_probability=mix, eq_db=eq)
+
+# %% ../nbs/15_cli.ipynb #14feaa79
+def find_checkpoints(
+    target:Path,      # the model file
+    resume:bool=None, # go on with what is there; False: forget it; None: there must be nothing
+    save_every:float=30.0, # seconds
+): # `Checkpoints`
+    "The folder beside a model file from which a fit that was cut short goes on; raises `ValueError` rather than write over one"
+    from distill.fitting import clear_checkpoints, unfinished
+    from distill.training import Checkpoints
+    checkpoints = Checkpoints(target.with_name(f'{target.name}.checkpoints'), save_every, resume=bool(resume))
+    if there := unfinished(checkpoints):
+        if resume is None: raise ValueError(f'{checkpoints.folder} holds a fit that was not finished ({there}): go on with it by --resume, '
+                                            'or forget it by --no-resume')
+        if not resume and is_main(): clear_checkpoints(checkpoints)
+    elif resume: print('nothing to go on from: learning begins anew', file=sys.stderr)
+    return checkpoints
+
+def finished_already(target, resume, stages): # what there is to tell, or None
+    "Whether `--resume` asks for a model that is there, whole"
+    from distill.fitting import unfinished
+    from distill.model import ModelFileError, read_model_info
+    from distill.training import Checkpoints
+    if not resume or not target.exists() or unfinished(Checkpoints(target.with_name(f'{target.name}.checkpoints'))): return None
+    try: about = read_model_info(target)
+    except ModelFileError: return None
+    stopped = about['metadata'].get('stopped', [])
+    if len(stopped) < stages or 'asked to' in stopped: return None
+    print(f'{target} is finished: there is nothing to go on with. To learn it again, leave out --resume')
+    return dict(model=str(target), finished=True, **{k: about['metadata'].get(k) for k in ('name', 'scores', 'minutes', 'steps')})
+
+# %% ../nbs/15_cli.ipynb #76218dd1
+@contextmanager
+def events(path:Path=None, tensorboard:Path=None, as_json:bool=False):
+    "Gives what is to be called with every event of a fit"
+    from distill.audio import explain_write_error
+    from distill.training import TensorBoardLog
+    if not is_main(): path = tensorboard = as_json = None
+    log = TensorBoardLog(tensorboard) if tensorboard else None
+    try: file = open(path, 'a', encoding='utf-8') if path else None
+    except OSError as e: raise ValueError(explain_write_error(e, path)) from e
+    def tell(event):
+        if event['event'] == 'example': return # sound, for displays
+        line = json.dumps(plain(event))
+        for stream in filter(None, (file, as_json and sys.stderr)): print(line, file=stream, flush=True)
+        if log: log(event)
+    with file or nullcontext(): yield tell if file or as_json or log else None
+
+@contextmanager
+def watch(minutes:float=None, quiet:bool=False):
+    "Shows a training: gives a progress callback and what is to be called with its events, or None"
+    if quiet or not is_main():
+        yield (lambda fraction, text: None), None
+        return
+    from distill.live import show_in_terminal
+    with show_in_terminal(minutes) as training: yield training, training.on_event
+
+# %% ../nbs/15_cli.ipynb #9fcaeb62
+def save_or_rescue(loaded, target:Path, unfinished:bool): # raises `Refused`
+    "Write a model; where that fails, write it elsewhere rather than lose it"
+    from distill.model import ModelFileError
+    try: return loaded.save(target)
+    except ModelFileError as e:
+        more = ', and --resume goes on from its checkpoints' if unfinished else ''
+        for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
+            other = next(p for i in range(10**6) if not (p := folder/f'{target.stem}-rescued{i or ""}{target.suffix}').exists())
+            with suppress(ModelFileError, OSError):
+                loaded.save(other)
+                raise Refused(f'{e}. What was learned is in {other} instead{more}', model=str(other)) from e
+        raise Refused(f'{e}. Make room, and go on with --resume: what was learned is in the checkpoints') from e
 
 def keep_or_drop(
-    loaded,       # what a training gave
-    target:Path,  # where it goes
-    stop:Stopper, # whether it was cut short
-    before=None,  # the scores that the model had before, if it had any
-    library=True, # put it on the list of the library
+    loaded,         # what a training gave
+    target:Path,    # where it goes
+    code:int,       # exit code, when it was cut short
+    checkpoints,    # those of the training
+    before=None,    # the scores that the model had before, if it had any
+    library=True,   # put it on the list of the library
 ):
-    "Save a model, unless it was interrupted before there was anything to save, or anything better than before"
-    scores = loaded.metadata['scores']
+    "Save a model, unless it was interrupted before there was anything to save, or anything better than before; checkpoints go when it is whole"
+    from distill.fitting import clear_checkpoints, is_finished, unfinished
+    if not is_main(): return
+    scores, whole = loaded.metadata['scores'], is_finished(loaded)
     worse = before and scores.get('bits_per_code', math.inf) >= before.get('bits_per_code', math.inf)
-    if stop() and (worse or not is_number(scores.get('log_mel_l1'))):
+    if not whole and (worse or not is_number(scores.get('log_mel_l1'))):
         print('nothing better was learned yet, and nothing was written' if worse else
               'nothing was learned yet, and nothing was written', file=sys.stderr)
-        raise Interrupted(stop.code)
-    loaded.save(target)
+        raise Interrupted(code, dict(resume=unfinished(checkpoints)))
+    save_or_rescue(loaded, target, bool(unfinished(checkpoints)))
+    if whole: clear_checkpoints(checkpoints)
     if library: list_model(target)
 
 # %% ../nbs/15_cli.ipynb #200de8c4
@@ -517,6 +574,7 @@ def fit_lines(loaded, collection, target, warnings) -> list[str]: # lines
     if loaded.prior is None: next_step = f'train-prior {quoted(collection.files.folder)} {mine}'
     megabytes, trained = target.stat().st_size/1e6, clock(60*about['minutes'])
     return [*file_lines(collection.files), *score_lines(about['scores'], size), *health_lines(warnings),
+            *(f'Trouble  {note}' for note in about.get('notes', [])),
             f'Model    {target} ({megabytes:.1f} MB), {trained} of training on {loaded.device}',
             f'Next     distill {next_step}']
 
@@ -524,70 +582,100 @@ def fit_report(
     loaded,       # the model
     collection,   # the `MelCollection` it was made of
     target:Path,  # where it is
-    stop:Stopper, # whether it was cut short
+    code:int,     # exit code, when it was cut short
+    checkpoints,  # those that are left then
 ) -> dict: # for programs
     "Print how a fit went; returns the same as a dict, or raises `Interrupted` with it"
-    from distill.training import collection_health
-    from distill.vqvae import health_warnings
+    from distill.fitting import is_finished, unfinished
     about, networks = loaded.metadata, [n for n in (loaded.model, loaded.prior) if n is not None]
-    warnings = health_warnings(collection_health(loaded.model, collection.train), loaded.vqvae_config.codebook_size)
-    print(*fit_lines(loaded, collection, target, warnings), sep='\n')
-    report = dict(model=str(target), warnings=warnings, files=collection.files.to_dict(),
-                  held_out=about['files']['valid'], device=str(loaded.device),
-                  **{k: about.get(k) for k in ('name', 'scores', 'minutes', 'steps')},
+    if is_main(): print(*fit_lines(loaded, collection, target, about['warnings']), sep='\n')
+    report = dict(model=str(target), files=collection.files.to_dict(), held_out=about['files']['valid'], device=str(loaded.device),
+                  **{k: about.get(k) for k in ('name', 'scores', 'minutes', 'steps', 'stopped', 'warnings', 'notes')},
                   parameters=sum(p.numel() for n in networks for p in n.parameters()))
-    if stop(): raise Interrupted(stop.code, dict(report, interrupted=True))
+    if not is_finished(loaded): raise Interrupted(code, dict(report, interrupted=True, resume=unfinished(checkpoints)))
     return report
 
 # %% ../nbs/15_cli.ipynb #b8701b1f
-def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=False, library=True):
+def say_before(collection, checkpoints, estimate=None):
+    "Print what the doctor says of a folder, and where checkpoints will be"
+    from distill.dataset import diagnose
+    if not is_main(): return
+    print(*diagnose(collection, estimate).words, sep='\n')
+    print(f'Checkpoints: in {checkpoints.folder}, every {checkpoints.every_seconds:.0f} s, until the model is there', end='\n\n')
+
+def estimate_for(collection, epochs, device, from_scratch, tell):
+    "How long so many epochs take, when that is worth the seconds it takes to find out"
+    from distill.doctor import measure_training
+    from distill.training import TrainingConfig, epoch_steps
+    if not epochs or epochs*epoch_steps(collection, TrainingConfig().batch_size) < 300: return None
+    return measure_training(collection, device, from_scratch=from_scratch, progress_callback=tell)
+
+def check_budget(minutes, epochs): # minutes, epochs
+    if minutes and epochs: raise typer.BadParameter('give either --minutes or --epochs.')
+    return minutes or 5.0, epochs
+
+# %% ../nbs/15_cli.ipynb #ada961bb
+def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=False, resume=None, save_every=30.0, dataset=None, library=True, listen=None, quiet=False):
     "Read a folder, train one stage or both, save, report; returns the report, the model and the `MelCollection`"
+    started, (minutes, epochs) = time.monotonic(), check_budget(minutes, epochs)
+    from distill.dataset import load_collection
     from distill.fitting import fit_codes, fit_model
-    from distill.training import pick_device
+    from distill.training import all_of, pick_device
     target, stop, device = model_target(out), Stopper(), pick_device(device)
-    with progress() as bar:
-        ready = read_folder(folder, minutes, epochs, part(bar, 0, 0.03))
+    if done := finished_already(target, resume, stages): return done, None, None
+    checkpoints, listen = find_checkpoints(target, resume, save_every), listen or events()
+    with progress(quiet=quiet) as tell:
+        collection = load_collection(folder, dataset or augmentation(), progress_callback=part(tell, 0, 0.9))
+        estimate = estimate_for(collection, epochs, device, from_scratch, part(tell, 0.9, 1))
+    say_before(collection, checkpoints, estimate)
+    with listen as told, watch(minutes=None if epochs else minutes, quiet=quiet) as (bar, seen), stop.listening():
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        with stop.listening():
-            loaded = (fit_model if stages == 2 else fit_codes)(
-                folder, ready.minutes, epochs, seed, device, from_scratch=from_scratch, collection=ready.collection,
-                progress_callback=part(tell, 0.03, 1), should_stop=stop)
-            keep_or_drop(loaded, target, stop, library=library)
-    return fit_report(loaded, ready.collection, target, stop), loaded, ready.collection
+        loaded = (fit_model if stages == 2 else fit_codes)(
+            folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
+            should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
+        keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
+    return fit_report(loaded, collection, target, stop.code, checkpoints), loaded, collection
 
 # %% ../nbs/15_cli.ipynb #be8f22bb
 @command
-def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False,
-        library:Listed=True, device:Device=None, as_json:AsJson=False):
+def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False, resume:Resume=None, save_every:SaveEvery=30.0,
+        varispeed:Varispeed=0.0, mix:Mix=0.0, eq:Eq=0.0, library:Listed=True, events_file:Events=None, tensorboard:TensorBoard=None,
+        device:Device=None, as_json:AsJson=False):
     "Learn the sounds of FOLDER, both stages, and write a model that can make new ones."
-    return learn(folder, out, minutes, epochs, seed, device, from_scratch=from_scratch, library=library)[0]
+    return learn(folder, out, minutes, epochs, seed, device, 2, from_scratch, resume, save_every, augmentation(varispeed, mix, eq), library,
+                 events(events_file, tensorboard, as_json), as_json)[0]
 
 @command
-def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0,
-          from_scratch:Scratch=False, library:Listed=True, device:Device=None, as_json:AsJson=False):
+def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False, resume:Resume=None, save_every:SaveEvery=30.0,
+          varispeed:Varispeed=0.0, mix:Mix=0.0, eq:Eq=0.0, library:Listed=True, events_file:Events=None, tensorboard:TensorBoard=None,
+          device:Device=None, as_json:AsJson=False):
     "Stage 1 alone: learn codes for the sounds of FOLDER. The model can encode and decode, not yet make new sound."
-    return learn(folder, out, minutes, epochs, seed, device, stages=1, from_scratch=from_scratch, library=library)[0]
+    return learn(folder, out, minutes, epochs, seed, device, 1, from_scratch, resume, save_every, augmentation(varispeed, mix, eq), library,
+                 events(events_file, tensorboard, as_json), as_json)[0]
 
 # %% ../nbs/15_cli.ipynb #520695a8
 OtherModel = option(Optional[Path], 'Where to write; by default MODEL itself gets the prior.',
                     '--out', '-o', metavar='MODEL')
 
 @command
-def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0,
-                library:Listed=True, device:Device=None, as_json:AsJson=False):
+def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, resume:Resume=None,
+                save_every:SaveEvery=30.0, library:Listed=True, events_file:Events=None, tensorboard:TensorBoard=None, device:Device=None, as_json:AsJson=False):
     "Stage 2 alone: learn how the codes of MODEL follow each other in FOLDER, the folder it was made from."
+    started, (minutes, epochs) = time.monotonic(), check_budget(minutes, epochs)
+    from distill.fitting import collection_of, fit_prior
     from distill.model import load_model
-    from distill.fitting import fit_prior
+    from distill.training import all_of
     target, stop = model_target(out) if out else check_target(model), Stopper()
-    loaded = load_model(model, device)
+    checkpoints, loaded = find_checkpoints(target, resume, save_every), load_model(model, device)
     before = dict(loaded.metadata.get('scores', {})) if loaded.prior is not None else None
-    with progress() as tell:
-        ready = read_folder(folder, minutes, epochs, part(tell, 0, 0.05), loaded)
+    listen = events(events_file, tensorboard, as_json)
+    with listen as told, watch(minutes=None if epochs else minutes, quiet=as_json) as (tell, seen):
+        collection = collection_of(loaded, folder, part(tell, 0, 0.05))
         with stop.listening():
-            loaded = fit_prior(loaded, folder, ready.minutes, epochs, seed, progress_callback=part(tell, 0.05, 1),
-                               should_stop=stop, collection=ready.collection)
-            keep_or_drop(loaded, target, stop, before, library)
-    return fit_report(loaded, ready.collection, target, stop)
+            loaded = fit_prior(loaded, folder, minutes, epochs, seed, progress_callback=part(tell, 0.05, 1), should_stop=stop, collection=collection,
+                               checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
+            keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
+    return fit_report(loaded, collection, target, stop.code, checkpoints)
 
 # %% ../nbs/15_cli.ipynb #c762a32e
 def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writable
@@ -1164,7 +1252,7 @@ def demo(out:DemoOut=Path('distill-demo'), minutes:DemoMinutes=3.0, device:Devic
     from distill.synthesis import write_collection
     folder = demo_folder(out)
     with progress() as tell: sounds = write_collection(folder/'sounds', progress_callback=tell)
-    answer, loaded, collection = learn(sounds, folder/'demo.distill', minutes, None, 0, device)
+    answer, loaded, collection = learn(sounds, folder/'demo.distill', minutes, None, 0, device, resume=False)
     with progress() as tell:
         cfg = ClipConfig(sampling=sampling_settings(seed=0))
         clip, = generate_clips(loaded, cfg, progress_callback=part(tell, 0, 0.4))

@@ -69,7 +69,7 @@ def small_networks(monkeypatch):
 
 
 @contextmanager
-def signals_at(number, when, times=1):
+def signals_at(number, when, times=1, quiet=False):
     "Progress that sends this process a signal (or several) as soon as its text and fraction are as wanted."
     left = times
     def tell(fraction, text):
@@ -78,6 +78,12 @@ def signals_at(number, when, times=1):
             left -= 1
             signal.raise_signal(number)
     yield tell
+
+
+@contextmanager
+def watched(number, when, times=1, minutes=None, quiet=False):
+    "The same, of a training."
+    with signals_at(number, when, times) as tell: yield tell, None
 
 
 # --- help
@@ -235,7 +241,7 @@ READING = lambda fraction, text: text.startswith('Reading')
     (signal.SIGINT, 130, LATE, True, False), (signal.SIGTERM, 143, LATE, True, False), (signal.SIGINT, 130, PRIOR, True, True)],
     ids=['reading', 'early', 'late', 'terminated', 'prior'])
 def test_interrupted_fit_keeps_what_was_learned(w, tmp_path, monkeypatch, number, code, when, saved, has_prior):
-    monkeypatch.setattr(cli, 'progress', partial(signals_at, number, when))
+    for name, show in ('progress', signals_at), ('watch', watched): monkeypatch.setattr(cli, name, partial(show, number, when))
     old = tmp_path/'a.distill'
     old.write_bytes(b'old')
     done = run('fit', w.sounds, '-o', old, '--epochs', 8, '--json')
@@ -248,7 +254,7 @@ def test_interrupted_fit_keeps_what_was_learned(w, tmp_path, monkeypatch, number
 
 
 def test_a_second_signal_ends_at_once(w, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, 'progress', partial(signals_at, signal.SIGINT, lambda fraction, text: fraction>0.5, times=2))
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, lambda fraction, text: fraction>0.5, times=2))
     done = run('fit', w.sounds, '-o', tmp_path/'a.distill', '--epochs', 8)
     assert done.exit_code==130 and [p.name for p in tmp_path.iterdir()] in ([], ['a.distill.checkpoints'])
 

@@ -73,11 +73,11 @@ def at(monkeypatch):
     def when(words, do):
         left = [do]
         @contextmanager
-        def progress(quiet=False):
+        def watch(minutes=None, quiet=False):
             def tell(fraction, text):
                 if words in text and left: left.pop()()
-            yield tell
-        monkeypatch.setattr(cli, 'progress', progress)
+            yield tell, None
+        monkeypatch.setattr(cli, 'watch', watch)
     return when
 
 
