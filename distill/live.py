@@ -224,7 +224,7 @@ def stage_words(stage: Stage) -> str:
     loss = f'loss {stage.loss:.3f}' if math.isfinite(stage.loss) else ''
     return ', '.join(filter(None, [score_words(stage), loss, f'step {stage.steps}']))
 
-# %% ../nbs/08c_live.ipynb #fd39c362
+# %% ../nbs/08c_live.ipynb #2fd1700c
 class Lines:
     "A training as lines, few of them"
     def __init__(
@@ -245,8 +245,9 @@ class Lines:
         if event == 'progress': self._now_and_then(f'{stage.name}: {stage_words(stage)}, {left_words(self.training)}')
         if event in ('start', 'validation', 'stop', 'doctor'): self._say(_line(event, self.training))
         for text in [*self.training.notes, *self.training.health]:
-            if text not in self.said: self._say(f'note: {text}')
-            self.said.add(text)
+            words = re.sub(r'(?<!level )\d+', '', text)                    # once, and not again with other numbers
+            if words not in self.said: self._say(f'note: {text}')
+            self.said.add(words)
 
     def _now_and_then(self, text):
         long_counts = re.sub(r'\d+/(\d+)', lambda m: m[0] if int(m[1]) <= 12 else '', text)

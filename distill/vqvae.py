@@ -141,10 +141,10 @@ def health_warnings(
         say = lambda text: found.append(f'level {q}: {text}')
         if not math.isfinite(h.commitment): say('the commitment loss is not a number: training has diverged, lower the learning rate')
         if not settled: continue
-        if h.utilisation < 0.5: say(f'only {h.utilisation:.0%} of the codes are used: the sounds need fewer codes, or more training')
-        if h.dead > 0.3: say(f'{h.dead:.0%} of the codes are all but dead')
-        if h.perplexity < codebook_size / 4: say(f'a few codes do all the work (perplexity {h.perplexity:.0f} of {codebook_size})')
-        if h.movement > 0.2: say(f'the codebook still jumps by {h.movement:.0%} a step: sounds may change between checkpoints')
+        if h.utilisation < 0.5: say(f'only {h.utilisation:.0%} of its codes, the grains that sounds are built of, are in use: these sounds need fewer, or more training')
+        if h.dead > 0.3: say(f'{h.dead:.0%} of its grains of sound are hardly ever heard')
+        if h.perplexity < codebook_size / 4: say(f'a few grains of sound do all the work, as {h.perplexity:.0f} equal ones of {codebook_size} would: its palette is narrow')
+        if h.movement > 0.2: say(f'its grains still change by {h.movement:.0%} a step: it has not settled, give it more time')
     return found
 
 # %% ../nbs/04_vqvae.ipynb #58e0a416
