@@ -11,7 +11,7 @@ import re
 
 import ipywidgets as widgets
 
-from .audio import encode_sound
+from .export import encode_sound
 from .controls import (ROW, STYLE, Job, SaveRow, button, checkbox, control, flag, in_words, player_and_picture, row, show_words,
                               side_by_side, slider, spectrogram_png)
 from .model import LoadedVQModel

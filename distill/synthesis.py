@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio import SAMPLE_RATE, AudioError, explain_write_error, save_audio
+from .audio import SAMPLE_RATE, AudioError, explain_write_error
+from .export import save_audio
 
 # %% ../nbs/01_synthesis.ipynb #d59b136a
 KINDS = {'strings': ('nylon', 'steel', 'muted', 'strum'),

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from distill import dataset
-from distill.audio import AudioError, save_audio
+from distill.audio import AudioError
+from distill.export import save_audio
 from distill.dataset import (DatasetConfig, MEL_STEP, MelWindows, SoundCache, StoredMel, cache_folder, examine_folder,
                              load_collection, pack_mel, unpack_mel)
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig

@@ -8,7 +8,8 @@ import soxr
 import torch
 from hypothesis import given, settings, strategies as st
 
-from distill.audio import AudioError, load_audio, save_audio, scan_folder
+from distill.audio import AudioError, load_audio, scan_folder
+from distill.export import save_audio
 from distill.dataset import (DatasetConfig, MelWindows, change_mel, examine_folder, group_files, label_files, load_collection,
                              mix_mels, near_duplicates, pick_tier, random_change, take_print)
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.audio import AudioError, save_audio, scan_folder
+from distill.audio import AudioError, scan_folder
+from distill.export import save_audio
 from distill.evaluate import (Estimate, EvaluationReport, FileScore, GeneratedScores, LevelScore, evaluate_model, rebuild, score_file,
                               unseen_files)
 from distill.fitting import fit_codes, fit_model

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from distill.audio import save_audio, scan_folder
+from distill.audio import scan_folder
+from distill.export import save_audio
 from distill.evaluate import (CHANCE, Clip, CopyPair, Distances, EvaluationReport, FileScore, LevelScore, MemorisationReport,
                               MomentSearch, Sounds, Unseen, copied_share, copy_bound, cut_moments, cut_sounds, describe_moments,
                               evaluate_model, find_copies, kernel_distance, level_free, longest_run, mean_distance, model_card,

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from distill import generate_panel as generating
-from distill.audio import FORMATS, load_audio, read_audio
+from distill.audio import load_audio, read_audio
+from distill.export import FORMATS
 from distill.model import LoadedVQModel
 from distill.controls import STYLE, Job, SaveRow, as_html, bits_for, checked_name, free_path, in_words, rates_for, save_take
 from distill.generate_panel import SamplingControls, SeedRow, SoundControls, generate_panel, levels_text, parse_levels
