@@ -396,6 +396,31 @@ def test_going_on_from_a_sound(w, tmp_path):
     assert distance(wav)<distance(other)    # it begins with the prompt, as the codes keep it; with less of it, with less of it
 
 
+def test_the_form_of_a_file_and_its_sidecar(w, tmp_path):
+    about = report('generate', w.model, '-o', tmp_path/'a.flac', '--duration', 1, '--seed', 3, '--lufs', -25, '--stereo', 0.5, '--bit-depth', 24, '--title', 'One',
+                   '--artist', 'Me', '--comment', 'mine')
+    file, = about['files']
+    info = sf.SoundFile(tmp_path/'a.flac')
+    assert (info.channels, info.title, info.artist, info.comment)==(2, 'One', 'Me', 'mine') and file['channels']==2 and isinstance(file['findings'], list)
+    assert about['export']==sidecar(tmp_path/'a.flac')['export']==dict(bit_depth=24, lufs=-25, width=0.5, title='One', artist='Me', comment='mine')
+    report('generate', w.model, '--from-sidecar', tmp_path/'a.flac.json', '-o', tmp_path/'b.flac')
+    assert (tmp_path/'b.flac').read_bytes()==(tmp_path/'a.flac').read_bytes()
+    mono = report('generate', w.model, '--from-sidecar', tmp_path/'a.flac.json', '-o', tmp_path/'c.flac', '--stereo', 0)
+    assert mono['files'][0]['channels']==1
+
+
+def test_two_channels_are_kept_when_asked(w, tmp_path):
+    wav, rate = sf.read(w.one)
+    sf.write(tmp_path/'two.wav', np.stack([wav, 0.3*wav], 1), rate)
+    for more, channels in ([], 1), (['--keep-stereo'], 2), (['--stereo', 0.5], 2):
+        file, = report('reconstruct', w.model, tmp_path/'two.wav', '-o', tmp_path/'out.wav', *more)['files']
+        info = sf.info(tmp_path/'out.wav')
+        assert info.channels==file['channels']==channels and info.frames==len(wav)
+    file, = report('reconstruct', w.model, w.one, '-o', tmp_path/'out.wav', '--keep-stereo')['files']
+    assert file['channels']==1    # it had one
+    assert run('reconstruct', w.model, w.one, '-o', tmp_path/'out.wav', '--keep-stereo', '--stereo', 0.5).exit_code==2
+
+
 @pytest.mark.parametrize('options', [['--duration', '0.5', '--temperature', '0.8,1.1'], ['--duration', 'auto', '--label', 'bells'], ['--loop', '--duration', '1'],
                                      ['--duration', '1.5', '--stitch', 'crossfade'], ['--preset', 'creative', '--duration', '0.3']])
 def test_made_again_from_its_sidecar(w, tmp_path, options):
