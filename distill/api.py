@@ -23,6 +23,7 @@ from .doctor import doctor
 from .fitting import clear_checkpoints, fit_model, is_finished, unfinished
 from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips, regenerate, stream_audio
 from .sampling import SamplingConfig, resolve_seed
+from .stereo import load_stereo, reconstruct_stereo
 from .training import Checkpoints, TensorBoardLog, all_of
 
 # %% ../nbs/14_api.ipynb #bed11a73
@@ -77,6 +78,11 @@ def _waveform(sound, sample_rate):
     if rate != sample_rate:
         raise ValueError(f'a sound at {rate} samples per second: this model works at {sample_rate}; give the file itself')
     return torch.as_tensor(getattr(sound, 'wav', sound))
+
+def _two_channels(sound, sample_rate):  # (2, t), or None
+    if isinstance(sound, (str, Path)): return load_stereo(sound, sample_rate)
+    wav = torch.as_tensor(getattr(sound, 'wav', sound))
+    return wav if wav.ndim == 2 and len(wav) == 2 else None
 
 def _name(sound): return Path(sound).name if isinstance(sound, (str, Path)) else type(sound).__name__
 
@@ -255,9 +261,12 @@ class _Coding:
     def reconstruct(
         self,
         sound,  # a file, a mono waveform (t,) at 48 kHz, or a `Clip`
+        stereo: bool = False,  # keep two channels where there are two, see `distill.stereo`
     ) -> Clip:
         "What is left of a sound after it went through the codes, exactly as long"
-        return self._clip(decode(self.loaded, self.encode(sound)), made_by='reconstruction', source=_name(sound))
+        both = _two_channels(sound, self.loaded.spectrogram_config.sample_rate) if stereo else None
+        wav = decode(self.loaded, self.encode(sound)) if both is None else reconstruct_stereo(self.loaded, both)
+        return self._clip(wav, made_by='reconstruction', source=_name(sound))
 
     def _clip(self, wav, **settings):
         about = dict(model=self.loaded.metadata.get('name', ''), model_fingerprint=self.loaded.fingerprint)

@@ -4,26 +4,28 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
-           'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'AsJson', 'Quick', 'Resume',
-           'Events', 'TensorBoard', 'Varispeed', 'Mix', 'Eq', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes',
-           'Steps', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
-           'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
-           'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
-           'Codes', 'SoundOrFolder', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes',
+           'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'Lufs', 'Width', 'Dither',
+           'Title', 'Artist', 'Album', 'Genre', 'Comment', 'AsJson', 'Quick', 'Resume', 'Events', 'TensorBoard',
+           'Varispeed', 'Mix', 'Eq', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'BaseSeed',
+           'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt', 'PromptSeconds', 'Count',
+           'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP', 'TypicalP', 'Argmax',
+           'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut', 'Codes',
+           'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes',
            'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes',
-           'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'find_named',
+           'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named',
            'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
-           'model_target', 'sound_target', 'Lines', 'progress', 'part', 'columns', 'clock', 'file_table',
-           'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events',
-           'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines',
-           'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit',
-           'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed',
-           'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'clip_line',
-           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
-           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
-           'reconstruct_file', 'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'beginning',
-           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model',
-           'remove_model', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'model_target', 'sound_target', 'file_form', 'export_config', 'Lines', 'progress', 'part', 'columns',
+           'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints',
+           'finished_already', 'events', 'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines', 'is_number',
+           'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for',
+           'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage',
+           'find_preset', 'changed', 'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip',
+           'file_facts', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip',
+           'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset',
+           'encode', 'write_sound', 'decode', 'reconstruct_file', 'reconstruction_targets', 'find_reconstructable',
+           'reconstruct', 'evaluate', 'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models',
+           'list_models', 'add_model', 'rename_model', 'remove_model', 'demo_folder', 'demo_picture', 'demo_text',
+           'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -116,14 +118,19 @@ def is_main() -> bool:
     return os.environ.get('RANK', '0') == '0'
 
 # %% ../nbs/15_cli.ipynb #6ed4ea6a
-def find_named(
-    settings:dict, # arguments of a command
-) -> dict: # with a file for MODEL
-    "MODEL may be the name of a model in the library, where there is no such file"
+def run_named(
+    f:Callable,    # a command
+    settings:dict, # its arguments
+) -> dict: # its answer
+    "Run it with a file for MODEL, which may be the name of a model in the library where there is no such file"
     model = settings.get('model')
-    if not isinstance(model, Path) or model.exists(): return settings
+    if not isinstance(model, Path) or model.exists(): return f(**settings)
     from distill.library import find_model
-    return dict(settings, model=find_model(model))
+    from distill.model import ModelFileError
+    try: found, why = find_model(model), None
+    except ModelFileError as e: found, why = model, e # not yet: what is wrong with the other arguments comes first
+    try: return f(**dict(settings, model=found))
+    except ModelFileError as e: raise why or e
 
 def attempt(
     f:Callable,    # a command
@@ -132,7 +139,7 @@ def attempt(
     "Run a command; whatever goes wrong becomes a line on standard error and a code"
     tell = lambda text: print(text, file=sys.stderr)
     try:
-        with on_signals(interrupt): return f(**find_named(settings)), 0
+        with on_signals(interrupt): return run_named(f, settings), 0
     except KeyboardInterrupt as e:
         answer = getattr(e, 'answer', None) or {}
         words = f"interrupted: what was learned so far is in {answer['model']}" if 'model' in answer else 'interrupted'
@@ -195,7 +202,7 @@ def _program(version:Annotated[bool, typer.Option('--version', callback=_version
     "Turn a folder of your own sounds into a model that makes new ones. Begin with: distill demo"
 
 # %% ../nbs/15_cli.ipynb #efbd59f3
-SOUND_ENDINGS = 'wav', 'flac', 'ogg', 'mp3' # that can be written
+SOUND_ENDINGS = 'wav', 'flac', 'aiff', 'ogg', 'mp3' # that can be written
 
 def _finite(value:Optional[float]): # callback of options
     if value is None or math.isfinite(value): return value
@@ -251,16 +258,23 @@ Folder = argument(Path, 'A folder of sounds, searched with its sub-folders.', me
 Model = argument(Path, 'A model file (.distill), or the name of a model in the library.', metavar='MODEL')
 ModelOut = option(Path, 'The model file to write; .distill is added when it has no ending.',
                   '--out', '-o', metavar='MODEL')
-SoundOut = option(Path, 'The sound file to write: .wav, .flac, .ogg or .mp3.', '--out', '-o', metavar='FILE')
+SoundOut = option(Path, 'The sound file to write: .wav, .flac, .aiff, .ogg or .mp3.', '--out', '-o', metavar='FILE')
 Device = option(Optional[str], 'cpu, cuda or mps; by default the best there is.', callback=_device)
 Minutes = option(Optional[float], 'How long it may take, in minutes; 5 when nothing is given.', callback=_positive)
 Epochs = option(Optional[int], 'Instead of minutes: passes over the sounds.', min=1, max=1_000_000)
 Seed = option(int, 'The same seed and --epochs give the same model.', min=0, max=TOP_SEED)
 Listed = option(bool, 'Put the model on the list of `distill library`.', '--library/--no-library')
 Scratch = option(bool, 'Leave the base model out, that the package brings, and learn from nothing.', '--from-scratch')
-BitDepth = option(Optional[int], '16, 24 or 32 (32: wav alone); 16 when not given.', callback=_bit_depth)
+BitDepth = option(Optional[int], '16, 24 or 32 (32: wav and aiff alone); 16 when not given.', callback=_bit_depth)
 SampleRate = option(Optional[int], 'Samples per second of the file.', min=8_000, max=192_000)
-Ending = option(str, 'Of files in a folder: wav, flac, ogg or mp3.', '--format', callback=_one_of(*SOUND_ENDINGS))
+Ending = option(str, 'Of files in a folder: wav, flac, aiff, ogg or mp3.', '--format', callback=_one_of(*SOUND_ENDINGS))
+Lufs = option(Optional[float], 'Loudness of the file, as far as its peaks allow: -14 for streaming, -23 for broadcasting.', min=-60, max=0,
+              callback=_finite)
+Width = option(Optional[float], 'Two channels with decorrelated sides, 0 to 1; in mono it is the same sound.', '--stereo', min=0, max=1,
+               metavar='WIDTH', callback=_finite)
+Dither = option(bool, 'Dither, for 16 bits.', '--dither')
+Title, Artist, Album, Genre, Comment = (option(Optional[str], f'Tag of the file{more}.', metavar='TEXT')
+                                        for more in ('', '', '', '', '; by default the model and the seed'))
 AsJson = option(bool, 'Print one JSON object, and everything else on standard error.', '--json')
 
 # %% ../nbs/15_cli.ipynb #c759a6a0
@@ -310,16 +324,28 @@ def sound_target(
     sample_rate:int=None, # samples per second, 48 000 when not given
     bit_depth:int=None,   # 16, 24, 32; 16 when not given
     inputs:tuple=(),      # files that must survive
+    **more,               # other fields of `ExportConfig`
 ) -> Path: # with an ending, writable, in a format that can hold it
     "The sound file to write"
     import torch
-    from distill.audio import AudioError, encode_sound
+    from distill.audio import AudioError
+    from distill.export import encode_sound
     if not path.suffix and not path.is_dir(): path = path.with_name(path.name + '.wav')
     if not path.is_dir():
         try: # would it work?
-            encode_sound(torch.zeros(2048), path.suffix.lower(), sample_rate or 48_000, bit_depth or 16)
+            encode_sound(torch.zeros(2048), path.suffix.lower(), sample_rate or 48_000, bit_depth or 16, dither=bool(more.get('dither')))
         except AudioError as e: raise wrong_out(f'{path.name}: {e}') from None
     return check_target(path, inputs)
+
+# %% ../nbs/15_cli.ipynb #c4a534ea
+def file_form(**given) -> dict: # fields of `ExportConfig`
+    "The options about the file that were given"
+    return {k: v for k, v in given.items() if v is not None and v is not False}
+
+def export_config(form:dict): # an `ExportConfig`
+    "What a file should be like"
+    from distill.export import ExportConfig
+    return ExportConfig.from_dict(form)
 
 # %% ../nbs/15_cli.ipynb #e58ff418
 class Lines:
@@ -779,10 +805,17 @@ def read_prompt(
     from distill.audio import load_audio
     return load_audio(path.expanduser()).wav if path else None
 
-def save_clip(clip, target, form): return clip.save(target, form['sample_rate'], form['bit_depth'] or 16)
+def save_clip(clip, target, form) -> dict: # for programs
+    "Write a clip and its sidecar; what there is to tell about the file"
+    done = clip.export(target, export_config(form))
+    return dict(file=str(target), seed=clip.settings['sampling']['seed'], seconds=clip.seconds, **file_facts(done))
 
-def clip_line(clip, target) -> dict: # for programs
-    return dict(file=str(target), seed=clip.settings['sampling']['seed'], seconds=clip.seconds)
+def file_facts(done) -> dict: # for programs
+    "What there is to tell about an `Exported`"
+    return dict(channels=done.channels, lufs=done.lufs and round(done.lufs, 1), findings=list(done.notes))
+
+def fact_words(f:dict) -> str: # such as ", -18.2 LUFS"
+    return (', stereo' if f['channels'] == 2 else '') + (f", {f['lufs']:.1f} LUFS" if f['lufs'] is not None else '') + ''.join(f'\n  note: {o}' for o in f['findings'])
 
 # %% ../nbs/15_cli.ipynb #6f6b81f7
 def clips_at_once(
@@ -800,9 +833,7 @@ def make_clips(loaded, cfg, targets, form, prompt):
             some, say = targets[first:first + step], part(tell, first/n, min(1.0, (first + step)/n))
             tag = f'Part {first//step + 1}/{math.ceil(n/step)}: ' if n > step else ''
             clips = generate_clips(loaded, cfg, [seed for _, seed in some], prompt, lambda f, text: say(f, tag + text))
-            for clip, (target, _) in zip(clips, some):
-                save_clip(clip, target, form)
-                files.append(clip_line(clip, target))
+            files += [save_clip(clip, target, form) for clip, (target, _) in zip(clips, some)]
     return files
 
 # %% ../nbs/15_cli.ipynb #0eeb6125
@@ -812,30 +843,31 @@ def refuse_changes(**given):
     if not flags: return
     raise typer.BadParameter(f'{flags}: the settings are those of the file.', param_hint="'--from-sidecar'")
 
-def read_sidecar(path:Path) -> dict: # file, sample_rate, bit_depth; {} where it says nothing
-    "The form of the sound beside a sidecar; what else is in there is for `regenerate` to judge"
+def read_sidecar(path:Path) -> tuple[str, dict]: # name of the file, fields of `ExportConfig`
+    "What the sound beside a sidecar was like; what else is in there is for `regenerate` to judge"
     try: about = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError): return {}
-    kinds = dict(file=str, sample_rate=int, bit_depth=int)
-    return {k: about[k] for k, kind in kinds.items() if isinstance(about, dict) and isinstance(about.get(k), kind)}
+    except (OSError, ValueError): about = {}
+    about = about if isinstance(about, dict) else {}
+    form = about.get('export') # older ones have these two alone
+    if not isinstance(form, dict): form = {k: about[k] for k in ('sample_rate', 'bit_depth') if isinstance(about.get(k), int)}
+    return str(about.get('file') or 'again.wav'), form
 
 # %% ../nbs/15_cli.ipynb #b798a609
 def remake_clip(model, sidecar, out, prompt, any_model, form, device):
     "Make the clip of a sidecar again and write it; what `generate` answers"
     from distill.model import load_model
     from distill.pipeline import regenerate
-    about = dict(dict(file='again.wav', sample_rate=None, bit_depth=None), **read_sidecar(sidecar))
-    if out.is_dir(): out = out/Path(about['file']).name
-    form = {k: v or about[k] for k, v in form.items()}
+    name, before = read_sidecar(sidecar)
+    if out.is_dir(): out = out/Path(name).name
+    form = {**before, **form}
     target = sound_target(out, **form, inputs=tuple(filter(None, (model, sidecar, prompt))))
     if any_model: check_target(target.with_name(f'{target.name}.json'), (sidecar,)) # it will say something else
     prompt, loaded = read_prompt(prompt), load_model(model, device)
     with progress() as tell: clip = regenerate(loaded, sidecar, tell, prompt, any_model)
-    save_clip(clip, target, form)
-    return dict(files=[clip_line(clip, target)], settings=clip.settings, **form)
+    return dict(files=[save_clip(clip, target, form)], settings=clip.settings, export=form)
 
 # %% ../nbs/15_cli.ipynb #09845708
-ClipOut = option(Path, 'A .wav, .flac, .ogg or .mp3 file; a folder with --count.', '--out', '-o', metavar='FILE|DIR')
+ClipOut = option(Path, 'A .wav, .flac, .aiff, .ogg or .mp3 file; a folder with --count.', '--out', '-o', metavar='FILE|DIR')
 Duration = option(Optional[str], 'Seconds, or auto: the sound ends where the model ends it; 10 when not given.',
                   metavar='S|auto', callback=_duration)
 Stitch = option(Optional[str], 'continue, the default: in one go; crossfade: independent pieces that fade over.',
@@ -880,7 +912,7 @@ def make_new(model, out, prompt, count, ending, preset, chance, asked, form, dev
     inputs = tuple(filter(None, (model, prompt)))
     targets = clip_targets(out, count, model.stem, ending, cfg.sampling.seed, inputs=inputs, **form)
     wav = read_prompt(prompt)
-    return dict(files=make_clips(load_model(model, device), cfg, targets, form, wav), settings=cfg.to_dict(), **form)
+    return dict(files=make_clips(load_model(model, device), cfg, targets, form, wav), settings=cfg.to_dict(), export=form)
 
 # %% ../nbs/15_cli.ipynb #964d79e2
 @command
@@ -891,7 +923,8 @@ def generate(
     temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None, typical_p:TypicalP=None,
     repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None, gumbel:Gumbel=False,
     from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending='wav', sample_rate:SampleRate=None,
-    bit_depth:BitDepth=None, device:Device=None, as_json:AsJson=False,
+    bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=False, title:Title=None, artist:Artist=None,
+    album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None, as_json:AsJson=False,
 ):
     "Make new sound with MODEL, and beside each file a small JSON file that says how it was made."
     asked = dict(duration=duration, label=label, guidance=guidance, prompt_seconds=prompt_seconds, loop=loop or None, stitch=stitch,
@@ -899,14 +932,15 @@ def generate(
     chance = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
                   repetition_penalty=repetition_penalty, penalty_context=penalty_context, argmax=argmax,
                   gumbel=gumbel or None, seed=seed)
-    form = dict(sample_rate=sample_rate, bit_depth=bit_depth)
+    form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
+                     artist=artist, album=album, genre=genre, comment=comment)
     if from_sidecar:
         refuse_changes(count=count, preset=preset, **asked, **chance)
         answer = remake_clip(model, from_sidecar.expanduser(), out, prompt, any_model, form, device)
     elif any_model: raise typer.BadParameter('it goes with --from-sidecar.', param_hint="'--any-model'")
     else: answer = make_new(model, out, prompt, count or 1, ending, preset, chance, asked, form, device)
-    for f in answer['files']: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}")
-    return dict(answer, sample_rate=answer['sample_rate'] or 48_000, bit_depth=answer['bit_depth'] or 16)
+    for f in answer['files']: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}{fact_words(f)}")
+    return dict(answer, **{k: answer['export'].get(k, default) for k, default in (('sample_rate', 48_000), ('bit_depth', 16))})
 
 # %% ../nbs/15_cli.ipynb #c083e35f
 presets = typer.Typer(no_args_is_help=True, help='Settings of the sampler under names of your own.')
@@ -979,44 +1013,53 @@ def encode(model:Model, sound:SoundIn, out:CodesOut, device:Device=None, as_json
 
 # %% ../nbs/15_cli.ipynb #8139fb25
 def write_sound(
-    wav,                     # mono (t,) at 48 kHz
-    path:Path,               # .wav, .flac, .ogg, .mp3
+    wav,                     # mono (t,) or stereo (2, t) at 48 kHz
+    path:Path,               # .wav, .flac, .aiff, .ogg, .mp3
     sample_rate:int=None,    # of the file; 48 000 when not given
     bit_depth:int=None,      # 16, 24, 32; 16 when not given
     n_samples:int=None,      # exact length in the file, at most a sample or two from what resampling gives
-) -> Path: # the path
+    **form,                  # other fields of `ExportConfig`
+): # an `Exported`
     "Write a waveform, resampled when asked"
     import soxr, torch
     from torch.nn import functional as F
-    from distill.audio import SAMPLE_RATE, save_audio
+    from distill.audio import SAMPLE_RATE
+    from distill.export import export_sound
     rate = sample_rate or SAMPLE_RATE
-    if rate != SAMPLE_RATE: wav = torch.from_numpy(soxr.resample(wav.numpy(), SAMPLE_RATE, rate))
-    if n_samples is not None: wav = F.pad(wav, (0, n_samples - len(wav))) # also cuts
-    return save_audio(path, wav, rate, bit_depth or 16)
+    if rate != SAMPLE_RATE: wav = torch.from_numpy(soxr.resample(wav.numpy().T, SAMPLE_RATE, rate).T.copy())
+    if n_samples is not None: wav = F.pad(wav, (0, n_samples - wav.shape[-1])) # also cuts
+    return export_sound(path, wav, rate, export_config(dict(form, bit_depth=bit_depth or 16)))
 
 # %% ../nbs/15_cli.ipynb #bddbe6b4
 Codes = argument(Path, 'A codes file (.npz).', metavar='CODES.npz')
 
 @command
-def decode(model:Model, codes:Codes, out:SoundOut, sample_rate:SampleRate=None, bit_depth:BitDepth=None, device:Device=None, as_json:AsJson=False):
+def decode(model:Model, codes:Codes, out:SoundOut, sample_rate:SampleRate=None, bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None,
+           dither:Dither=False, title:Title=None, artist:Artist=None, album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None,
+           as_json:AsJson=False):
     "Write the sound that a codes file stands for."
     from distill.codes import CodeGrid, decode
     from distill.model import load_model
-    target = sound_target(out, sample_rate, bit_depth, (model, codes))
+    form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
+                     artist=artist, album=album, genre=genre, comment=comment)
+    target = sound_target(out, inputs=(model, codes), **form)
     grid = CodeGrid.load(codes)
     wav = decode(load_model(model, device), grid)
-    write_sound(wav, target, sample_rate, bit_depth)
-    print(f'{target}: {grid.seconds:.2f} s')
-    return dict(file=str(target), seconds=grid.seconds)
+    facts = file_facts(write_sound(wav, target, **form))
+    print(f'{target}: {grid.seconds:.2f} s{fact_words(facts)}')
+    return dict(file=str(target), seconds=grid.seconds, **facts)
 
 # %% ../nbs/15_cli.ipynb #45d55da1
-def reconstruct_file(loaded, report, target, sample_rate, bit_depth):
+def reconstruct_file(loaded, report, target, sample_rate=None, keep_stereo=False, **form):
     "Through the codes and back; what there is to tell about it"
     from distill.codes import reconstruct
+    from distill.stereo import load_stereo, reconstruct_stereo
     same = sample_rate in (None, report.sample_rate)
     rate, n_samples = sample_rate or report.sample_rate, round(report.seconds*report.sample_rate) if same else None
-    write_sound(reconstruct(loaded, report.load()), target, rate, bit_depth, n_samples)
-    return dict(input=report.name, file=str(target), seconds=report.seconds, sample_rate=rate, notes=report.notes)
+    both = load_stereo(report.path) if keep_stereo else None
+    wav = reconstruct(loaded, report.load()) if both is None else reconstruct_stereo(loaded, both)
+    done = write_sound(wav, target, rate, n_samples=n_samples, **form)
+    return dict(input=report.name, file=str(target), seconds=report.seconds, sample_rate=rate, notes=report.notes, **file_facts(done))
 
 def reconstruction_targets(reports, folder, ending):
     "A file in `folder` for each sound, under its own name where that is free"
@@ -1032,8 +1075,7 @@ def find_reconstructable(source, out, ending, form, tell):
     if not source.is_dir():
         report = report_file(source, source.parent)
         if not report.used: raise ValueError(f'{source}: {report.reason}')
-        rate = form['sample_rate'] or report.sample_rate
-        return (report,), (), [sound_target(out, rate, form['bit_depth'], (source,))]
+        return (report,), (), [sound_target(out, inputs=(source,), **dict(form, sample_rate=form.get('sample_rate') or report.sample_rate))]
     found = scan_folder(source, progress_callback=tell)
     if not found.used: raise ValueError(f'no usable sound in {source}\n{found}')
     if source.resolve() in [out.resolve(), *out.resolve().parents]:
@@ -1045,14 +1087,19 @@ def find_reconstructable(source, out, ending, form, tell):
 
 # %% ../nbs/15_cli.ipynb #d233cfaf
 SoundOrFolder = argument(Path, 'A sound file, or a folder of them.', metavar='IN|FOLDER')
+KeepStereo = option(bool, 'Two channels for sounds that have two: each has its own codes, and both one phase.', '--keep-stereo')
 OutOrFolder = option(Path, 'A sound file, or a folder when the input is one.', '--out', '-o', metavar='OUT|FOLDER')
 
 @command
 def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending='wav', sample_rate:SampleRate=None,
-                bit_depth:BitDepth=None, device:Device=None, as_json:AsJson=False):
+                bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=False, title:Title=None, artist:Artist=None,
+                album:Album=None, genre:Genre=None, comment:Comment=None, keep_stereo:KeepStereo=False, device:Device=None,
+                as_json:AsJson=False):
     "Send sounds through the codes and back: what does the model keep of them? Same length as the input."
     from distill.model import load_model
-    form = dict(sample_rate=sample_rate, bit_depth=bit_depth)
+    form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
+                     artist=artist, album=album, genre=genre, comment=comment)
+    if keep_stereo and stereo: raise typer.BadParameter('two channels are kept, or made of one: give either.', param_hint="'--stereo'")
     loaded = load_model(model, device)
     files = []
     with progress() as tell:
@@ -1061,9 +1108,9 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
         n = len(used)
         for i, (report, target) in enumerate(zip(used, targets)):
             tell(0.1 + 0.9*i/n, f'Reconstructing {i+1}/{n}: {report.name}')
-            files.append(reconstruct_file(loaded, report, check_target(target, (model, source)), **form))
+            files.append(reconstruct_file(loaded, report, check_target(target, (model, source)), keep_stereo=keep_stereo, **form))
     for r in skipped: print(f'not used: {r.name}: {r.reason}')
-    for f in files: print(f"{f['file']}: {f['seconds']:.2f} s" + ''.join(f'; {o}' for o in f['notes']))
+    for f in files: print(f"{f['file']}: {f['seconds']:.2f} s" + ''.join(f'; {o}' for o in f['notes']) + fact_words(f))
     return dict(files=files, skipped=[dict(name=r.name, reason=r.reason) for r in skipped])
 
 # %% ../nbs/15_cli.ipynb #f3f890d4

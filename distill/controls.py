@@ -15,7 +15,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import torch
 
-from .audio import FORMATS, MP3_RATES, encode_sound
+from .export import FORMATS, MP3_RATES, encode_sound
 from .pipeline import Clip
 
 # %% ../nbs/13_controls.ipynb #303151cf

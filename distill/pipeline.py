@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
-import soxr
 import torch
 from . import __version__
-from .audio import AudioError, encode_sound, explain_write_error, save_audio, write_atomically
+from .audio import AudioError, explain_write_error, write_atomically
+from .export import ExportConfig, Exported, encode_sound, export_sound
 from .model import LoadedVQModel
 from .prior import unflatten_codes
 from .sampling import SamplingConfig, Stopped, resolve_seed
@@ -147,19 +147,19 @@ class ClipConfig:
 @dataclass(frozen=True, eq=False)
 class Clip:
     "A sound, and the settings that it can be made again from"
-    wav: torch.Tensor                             # mono (t,), −1…1
+    wav: torch.Tensor                             # mono (t,) or stereo (2, t), −1…1
     sample_rate: int = 48_000                     # Hz
     settings: dict = field(default_factory=dict)  # ready for JSON
 
     @property
-    def seconds(self) -> float: return len(self.wav) / self.sample_rate
+    def seconds(self) -> float: return self.wav.shape[-1] / self.sample_rate
 
     def __repr__(self): return f'Clip({self.seconds:.2f} s, {self.sample_rate} Hz)'
 
     def show(self, ax=None):
         "Draw its spectrogram; returns the axes"
         cfg = SpectrogramConfig(sample_rate=self.sample_rate)
-        return show_mel(AudioSpectrogram(cfg).waveform_to_mel(self.wav), cfg, ax)
+        return show_mel(AudioSpectrogram(cfg).waveform_to_mel(torch.atleast_2d(self.wav).mean(0)), cfg, ax)
 
     def _repr_html_(self):
         "A player and a picture, for notebooks"
@@ -173,16 +173,21 @@ class Clip:
         return (f'<audio controls src="{data("audio/wav", sound)}"></audio><br>'
                 f'<img alt="spectrogram, {self.seconds:.1f} s" src="{data("image/png", out.getvalue())}">')
 
-    def save(self, path, sample_rate: int = None, bit_depth: int = 16) -> Path:
-        "Write wav, flac, ogg or mp3 by the ending, and the settings beside it as `<name>.json`; raises `AudioError`"
-        rate = sample_rate or self.sample_rate
-        wav = self.wav if rate == self.sample_rate else torch.from_numpy(soxr.resample(self.wav.numpy(), self.sample_rate, rate))
-        path = save_audio(path, wav, rate, bit_depth)
-        about = dict(file=path.name, seconds=self.seconds, sample_rate=rate, bit_depth=bit_depth, **self.settings)
-        beside = path.with_name(path.name + '.json')
+    def save(self, path, sample_rate: int = None, bit_depth: int = 16, **export) -> Path:
+        "Write wav, flac, aiff, ogg or mp3 by the ending, and its settings as `<name>.json`; `export`: fields of `ExportConfig`"
+        return self.export(path, ExportConfig(sample_rate, bit_depth, **export)).path
+
+    def export(self, path, cfg: ExportConfig = ExportConfig()) -> Exported:
+        "Write a file and its settings beside it, and tell what there is to tell about it; raises `AudioError`"
+        sampling = self.settings.get('sampling', {})
+        origin = [f'Distill {__version__}', *(f'{k} {v}' for k, v in (('model', self.settings.get('model')), ('seed', sampling.get('seed'))) if v not in (None, ''))]
+        done = export_sound(path, self.wav, self.sample_rate, cfg, ', '.join(origin), self.settings.get('loop', False))
+        about = dict(file=done.path.name, seconds=self.seconds, sample_rate=done.sample_rate, bit_depth=cfg.bit_depth, **self.settings,
+                     export=cfg.to_dict(), channels=done.channels, lufs=done.lufs and round(done.lufs, 2), findings=list(done.notes))
+        beside = done.path.with_name(done.path.name + '.json')
         try: write_atomically(beside, json.dumps(about, indent=1, ensure_ascii=False).encode())
         except OSError as e: raise AudioError(explain_write_error(e, beside)) from e
-        return path
+        return done
 
 # %% ../nbs/09_pipeline.ipynb #16c7c6d3
 PEAK, FADE_S = 0.95, 0.005  # of full scale; seconds

@@ -248,7 +248,7 @@ def test_without_a_second_sound(loaded, make):
 
 
 def test_opening_a_second_sound(loaded, make, tmp_path):
-    from distill.audio import save_audio
+    from distill.export import save_audio
     path = save_audio(tmp_path/"it's.wav", .1*torch.randn(20_000), 48_000)
     editor, first = CodeEditor(loaded, make(5)), None
     press(editor, 'open', path=str(path))
