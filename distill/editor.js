@@ -5,6 +5,9 @@ const GOLDEN = 0.6180339887;                       // neighbouring codes get hue
 const hook = name => `distill-${name.replaceAll('_', '-')}`;
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
+// JupyterLab's own shortcuts keep away from an element with an attribute, which the focused element itself has to have
+const FOCUSED = new Set(['button', 'input', 'audio', 'summary']);
+
 function make(tag, attributes = {}, ...children) {
   const el = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) {
@@ -12,6 +15,7 @@ function make(tag, attributes = {}, ...children) {
     else if (value === true) el.setAttribute(key, '');
     else if (value !== false && value != null) el.setAttribute(key, value);
   }
+  if ('tabindex' in attributes || FOCUSED.has(tag)) el.setAttribute('data-lm-suppress-shortcuts', 'true');
   el.append(...children);
   return el;
 }
@@ -343,8 +347,7 @@ class Editor {
   // what there is to see
   build() {
     const { root, about } = this, operations = this.model.get('operations');
-    root.classList.add('distill-editor'); root.setAttribute('data-lm-suppress-shortcuts', 'true');
-    root.setAttribute('role', 'group'); root.setAttribute('aria-label', `Editor of ${about.title}`);
+    root.classList.add('distill-editor'); root.setAttribute('role', 'group'); root.setAttribute('aria-label', `Editor of ${about.title}`);
     this.buttons = {}; this.settings = {};
     const groups = Object.fromEntries(Object.keys(GROUPS).map(g => [g, []]));
     for (const o of operations) {
