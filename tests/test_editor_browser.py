@@ -1,6 +1,5 @@
 "The editor as people meet it: in a real Chromium, through Voila and once in JupyterLab, with real mouse and keyboard."
 import statistics, time
-from dataclasses import replace
 
 import pytest
 import torch
