@@ -95,6 +95,7 @@ def pretrain(
     device=None,
     progress_callback=None,          # called with (fraction, text)
     should_stop=lambda: False,
+    on_event=None,                   # called with a dict for everything that happens
 ) -> BaseModel:
     "Train an encoder and a decoder for sounds of all kinds"
     device, tell = pick_device(device), lambda low, high: part_of_progress(progress_callback, low, high)
@@ -109,7 +110,7 @@ def pretrain(
         for quantized, share, rate in ((False, 1 - QUANTIZED_SHARE, PRETRAINING.learning_rate), (True, QUANTIZED_SHARE, QUANTIZED_RATE)):
             budget = Budget(steps=max(1, round(share * steps))) if steps else Budget(minutes=share * minutes)
             results.append(train(Pretraining(model, held_out, quantized), windows, replace(PRETRAINING, learning_rate=rate, seed=seed),
-                                 budget, device, tell(low, low + 0.95 * share), should_stop))
+                                 budget, device, tell(low, low + 0.95 * share), should_stop, on_event=on_event))
             low += 0.95 * share
         codebooks = {f'{t.codebook_size}x{t.n_quantizers}': fit_codebooks(model, windows, t.codebook_size, t.n_quantizers)
                      for _, t in TIERS if (t.codebook_size, t.n_quantizers) != (cfg.codebook_size, cfg.n_quantizers)}

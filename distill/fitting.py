@@ -21,7 +21,7 @@ from .prior import MEASURING_SHARE, prior_config_for, prior_training_config, tra
 from .spectrogram import AudioSpectrogram
 from .training import (Budget, Checkpoints, TrainingConfig, collection_health, epoch_steps, excerpt, part_of_progress,
                               pick_device, processes, together, train_vqvae)
-from .vqvae import ConvVQVAE, VQVAEConfig, get_adaptive_vqvae_config, health_warnings, reconstruction_l1
+from .vqvae import ConvVQVAE, LevelHealth, VQVAEConfig, get_adaptive_vqvae_config, health_warnings, reconstruction_l1
 
 # %% ../nbs/08b_fitting.ipynb #16fcf0a0
 STAGE_1_SHARE = 0.7   # of the time box
@@ -129,7 +129,8 @@ def fit_codes(
     model, result = train_vqvae(collection, settings.cfg, settings.training, budget, device, part_of_progress(progress_callback, 0.05, 1),
                                 should_stop, settings.start, checkpoints, on_event)
     if progress_callback: progress_callback(1.0, 'stage 1: measuring it on held-out sounds')
-    metadata = _describe_fit(collection, model, result, take_exam(model, exam, ends))
+    l1 = result.best if result.stopped == 'asked to' else take_exam(model, exam, ends)      # somebody is waiting
+    metadata = _describe_fit(collection, model, result, l1)
     tell(on_event, device, 'scores', 'stage 1', result, scores=metadata['scores'], warnings=metadata['warnings'])
     return LoadedVQModel(
         model, None, collection.spectrogram.to(device), device, collection.spectrogram.cfg, settings.cfg, None,
@@ -148,7 +149,8 @@ def _describe_fit(collection, model, result, l1):
     names, digests = collection.names, [f.digest[:16] for f in collection.files.used]
     files = dict(train=[names[i] for i in collection.split.train], valid=collection.valid_names,
                  train_digests=[digests[i] for i in collection.split.train])
-    health = collection_health(model, excerpt(collection.train, 24_000))
+    seen = result.history[-1].get('health') if result.stopped == 'asked to' and result.history else None
+    health = [LevelHealth(**level) for level in seen] if seen else collection_health(model, excerpt(collection.train, 24_000))
     scores = dict(log_mel_l1=_rounded(l1), log_mel_l1_nearest=_rounded(result.best), codes_used=_rounded([h.utilisation for h in health]))
     return dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 collection=collection.files.fingerprint, files=files, seconds=round(collection.seconds, 1),

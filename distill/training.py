@@ -605,7 +605,7 @@ def _look_and_save(run, loss, asked):
     "After a step: whatever is due"
     if asked and not run.look_due:
         _save(run)
-        _look(run, loss)                                             # out of turn
+        if not (run.checkpoints and run.best): _look(run, loss)      # out of turn; nothing is lost without it where one can go on
     else:
         if run.look_due: _look(run, loss)
         if run.save_due or asked or run.result.stopped: _save(run)

@@ -574,20 +574,6 @@ def test_demo_destroys_nothing(tmp_path):
 
 
 # --- progress
-def test_lines_are_few(capsys):
-    said, now = [], [0.0]
-    lines = cli.Lines(said.append, clock=lambda: now[0])
-    for i in range(600):    # a minute of steps
-        now[0] += 0.1
-        lines(i/600, f'stage 1: step {i}, loss {1/(i+1):.3f}')
-    assert 10<=len(said)<=13
-    lines(1.0, 'stage 2: step 1')
-    assert said[-1].endswith('stage 2: step 1')
-    before = len(said)
-    for i in range(500): lines(i/500, f'Reading {i}/500: file{i}.wav')
-    assert len(said)==before + 1
-
-
 def test_a_terminal_gets_a_bar(monkeypatch):
     "And the report stays on standard output."
     import io

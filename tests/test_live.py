@@ -120,6 +120,21 @@ def test_lines_say_what_matters_and_not_much_more():
         assert any(words in line for line in said), words
 
 
+def test_lines_without_events_are_few():
+    said, now = [], [0.0]
+    training = Training(clock=lambda: now[0])
+    Lines(training, said.append)
+    for i in range(600):    # a minute of steps
+        now[0] += 0.1
+        training(i/600, f'stage 1: step {i}, loss {1/(i+1):.3f}')
+    assert 10 <= len(said) <= 13
+    training(1.0, 'stage 2: step 1')
+    assert said[-1].endswith('stage 2: step 1')
+    before = len(said)
+    for i in range(500): training(i/500, f'Reading {i}/500: file{i}.wav')
+    assert len(said) == before + 1
+
+
 def test_show_in_terminal_or_not(monkeypatch):
     out = io.StringIO()
     with show_in_terminal(stream=out) as tell: tell(0.5, 'Reading 1/2')
