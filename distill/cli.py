@@ -14,8 +14,8 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes',
            'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named',
            'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
-           'model_target', 'sound_target', 'file_form', 'export_config', 'Lines', 'progress', 'part', 'columns',
-           'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints',
+           'model_target', 'sound_target', 'file_form', 'export_config', 'progress', 'part', 'columns', 'clock',
+           'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints',
            'finished_already', 'events', 'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines', 'is_number',
            'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for',
            'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage',
@@ -347,42 +347,11 @@ def export_config(form:dict): # an `ExportConfig`
     from distill.export import ExportConfig
     return ExportConfig.from_dict(form)
 
-# %% ../nbs/15_cli.ipynb #e58ff418
-class Lines:
-    "Progress as lines, few of them"
-    def __init__(
-        self,
-        write:Callable[[str], None], # takes a line
-        seconds:float=5.0,           # between lines that say the same with other numbers
-        clock:Callable=time.monotonic, # seconds
-    ): self.write, self.seconds, self.clock, self.stage, self.last = write, seconds, clock, None, -math.inf
-
-    def __call__(self, fraction:float, text:str):
-        "The progress callback"
-        long_counts = re.sub(r'\d+/(\d+)', lambda m: m[0] if int(m[1]) <= 12 else '', text)
-        stage, now = long_counts.split(':')[0], self.clock()
-        if stage == self.stage and now - self.last < self.seconds: return
-        self.stage, self.last = stage, now
-        self.write(f'{fraction:4.0%}  {text}')
-
 # %% ../nbs/15_cli.ipynb #b265e1c7
 @contextmanager
 def progress(quiet:bool=False):
     "Gives a progress callback (fraction, text): a bar in a terminal, lines elsewhere, both on standard error"
-    if quiet or not is_main():
-        yield lambda fraction, text: None
-        return
-    if not sys.stderr.isatty():
-        yield Lines(lambda text: print(text, file=sys.stderr, flush=True))
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    columns = (BarColumn(24), TextColumn('{task.percentage:3.0f} %'), TimeElapsedColumn(),
-               TextColumn('{task.description}', markup=False))
-    with Progress(*columns, console=Console(stderr=True), transient=True,
-                  redirect_stdout=False, redirect_stderr=False) as bars: # or reports would end up on standard error
-        bar = bars.add_task('', total=1.0)
-        yield lambda fraction, text: bars.update(bar, completed=fraction, description=text)
+    with watch(quiet=quiet) as (tell, _): yield tell
 
 def part(tell, low, high): # the part of a progress bar from `low` to `high`
     return lambda fraction, text: tell(low + (high - low)*fraction, text)
@@ -734,9 +703,9 @@ def pretrain(folder:Folder, out:BaseOut, minutes:LongMinutes=None, steps:Steps=N
     from distill.base import base_path, pretrain, save_base
     if minutes and steps: raise typer.BadParameter('give either --minutes or --steps.')
     target, stop = base_target(out), Stopper()
-    with progress() as bar, stop.listening():
+    with watch(minutes=None if steps else minutes or 60.0) as (bar, seen), stop.listening():
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        base = pretrain(folder, minutes or 60.0, steps, seed, device=device, progress_callback=tell, should_stop=stop)
+        base = pretrain(folder, minutes or 60.0, steps, seed, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
     if stop() and not is_number(base.about['held_out_log_mel_l1'][-1]):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)

@@ -502,11 +502,16 @@ class _Pace:
         took = self.clock() - began
         self.spent, self.next = self.spent + took, began + max(self.at_least, took / self.share)
 
-# %% ../nbs/08c_live.ipynb #3d417fe7
+# %% ../nbs/08c_live.ipynb #50eb09a8
+def _silence():  # a player with no sound at all would log an error in the browser
+    import torch
+    from distill.audio import encode_sound
+    return encode_sound(torch.zeros(4800), '.mp3')
+
 def _example_box(which):
     import ipywidgets as widgets
     caption, picture = widgets.HTML(), widgets.Image(format='png', width='100%')
-    player = widgets.Audio(format='mp3', autoplay=False, loop=False, layout=dict(display='none'))
+    player = widgets.Audio(value=_silence(), format='mp3', autoplay=False, loop=False, layout=dict(display='none'))
     caption.add_class(f'distill-caption-{which}'), picture.add_class(f'distill-picture-{which}'), player.add_class(f'distill-player-{which}')
     children = [caption, picture] if which == 'first' else [caption, picture, player]
     return widgets.VBox(children, layout=dict(display='none', flex='1 1 200px', min_width='160px')).add_class('distill-example')
@@ -516,7 +521,7 @@ class Dashboard:
     def __init__(self, training: Training):
         import ipywidgets as widgets
         self.training, clock = training, time.perf_counter
-        self.began, self.draw_pace, self.example_pace = clock(), _Pace(clock, 0.008, 1.0), _Pace(clock, 0.008, 1.0)
+        self.began, self.draw_pace, self.example_pace = clock(), _Pace(clock, 0.007, 1.0), _Pace(clock, 0.007, 1.0)
         self.head, self.charts, self.notes = (widgets.HTML().add_class(f'distill-live-{name}') for name in ('head', 'charts', 'notes'))
         self.boxes, self.shown = {which: _example_box(which) for which in ('before', 'first', 'after', 'made')}, {}
         examples = widgets.HBox([*self.boxes.values()], layout=dict(flex_flow='row wrap', width='100%'))
