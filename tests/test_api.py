@@ -53,6 +53,33 @@ def test_fit_is_fit_model(d, sounds):
     assert d.loaded.prior_fingerprint == loaded.prior_fingerprint
 
 
+def test_a_fit_goes_on(d, sounds, tmp_path):
+    "It is told to stop in the second stage; what is saved then does not remove what it needs to go on"
+    told, keep = [], tmp_path/'keep'
+    fit = lambda **kw: Distill.fit(sounds, epochs=10, seed=5, device='cpu', checkpoints=keep, **QUIET, **SMALL, **kw)
+    in_stage_2 = lambda: any(e['event']=='start' and e['stage']=='stage 2' for e in told)
+    stopped = fit(on_event=told.append, should_stop=in_stage_2)
+    assert told[0]['event']=='doctor' and told[0]['diagnosis']['ready'] and stopped.loaded.metadata['stopped']==['', 'asked to']
+    stopped.save(tmp_path/'a.distill', library=False)
+    with pytest.raises(ValueError, match='not finished .stage 2, step 1.'): fit()
+    again = fit(resume=True)
+    assert again.loaded.fingerprint==d.loaded.fingerprint and again.loaded.prior_fingerprint==d.loaded.prior_fingerprint
+    assert keep.exists()
+    again.save(tmp_path/'a.distill', library=False)
+    assert not keep.exists()
+    with pytest.raises(ValueError, match='expected checkpoints'): Distill.fit(sounds, resume=True)
+
+
+def test_tensorboard_without_it(sounds, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(ImportError, match='pip install tensorboard'): Distill.fit(sounds, tensorboard=tmp_path)
+
+
+def test_doctor(sounds):
+    found = Distill.doctor(sounds, estimate=False, **QUIET)
+    assert found.ready and found.estimate is None and 'Verdict: ready' in found._repr_html_()
+
+
 def test_save_and_load(d, tmp_path):
     path = d.save(tmp_path/'mine.distill')
     assert path == tmp_path/'mine.distill' and d.info()['path'] == str(path)
