@@ -1,5 +1,6 @@
 "What may happen to `distill fit`: it is killed, told to stop, runs out of disk, loses a file or meets a sound that is no number."
 import errno, hashlib, json, os, random, signal, subprocess, sys, time
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +70,6 @@ class Stop(Exception): pass
 @pytest.fixture
 def at(monkeypatch):
     "Calls a function once when the progress says what is wanted"
-    from contextlib import contextmanager
     def when(words, do):
         left = [do]
         @contextmanager
@@ -231,22 +231,24 @@ def worker(sounds, folder, kills):
     be_small(fitting, setattr)
     folder, kills = Path(folder), int(kills)
     straight, out = folder/'straight.distill', folder/'a.distill'
-    started = time.monotonic()
     assert os.waitpid(fork(['fit', sounds, '-o', straight, *FIT], folder/'log'), 0)[1]==0, (folder/'log').read_text(encoding='utf-8')
-    takes, resumed, ended = time.monotonic() - started, [], False
-    for i in range(kills):
+    written = lambda: {p.parent.name + '/' + p.stem for p in out.with_name('a.distill.checkpoints').glob('*/step-*')}
+    at = []
+    while len(at) < kills:
+        before, steps = written(), random.randint(0, 4)
         pid = fork(['fit', sounds, '-o', out, *FIT, '--resume'], folder/'log')
-        time.sleep(random.uniform(0, takes)*(0.3 if i < kills//2 else 1))
-        os.kill(pid, signal.SIGKILL)
-        killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-        at = sorted((p.parent.name, p.stem) for p in out.with_name('a.distill.checkpoints').glob('*/step-*'))
-        resumed.append([killed, *(at[-1] if at else ('none', ''))])
-        if not killed:    # it was done before the moment came: again from the beginning
-            ended = ended or weights(out)
-            assert weights(out)==ended
+        while len(written() - before) < min(3, steps) and os.waitpid(pid, os.WNOHANG)[0]==0: time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        if out.exists():    # it was done before the moment came: from the beginning, then
+            with suppress(ChildProcessError): os.waitpid(pid, 0)
+            assert weights(out)==weights(straight)
             out.unlink()
+            continue
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        at.append(max(written(), default=''))
     code = os.waitpid(fork(['fit', sounds, '-o', out, *FIT, '--resume'], folder/'log'), 0)[1]
-    print(json.dumps(dict(code=code, same=weights(out)==weights(straight), resumed=resumed, left=sorted(p.name for p in folder.iterdir()))))
+    print(json.dumps(dict(code=code, same=weights(out)==weights(straight), kills=len(at), at=at, left=sorted(p.name for p in folder.iterdir()))))
 
 
 def killed(sounds, folder, kills):
@@ -261,7 +263,7 @@ def killed(sounds, folder, kills):
 def test_killed_and_resumed(sounds, tmp_path, kills):
     found = killed(sounds, tmp_path, kills)
     print(found)
-    assert found['code']==0 and found['same'] and found['left']==['a.distill', 'log', 'straight.distill']
+    assert found['code']==0 and found['same'] and found['kills']==kills and found['left']==['a.distill', 'log', 'straight.distill']
 
 
 # --- several processes
