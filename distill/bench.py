@@ -591,8 +591,7 @@ def seam_places(
         overlap = round(sound.sample_rate * cfg.overlap_ms / 1000)
         period = prior.max_columns * column - overlap
         return {**found, 'joins': every(period + overlap // 2, period)}
-    slide = (prior.max_columns - prior.keep) * column
-    return {**found, 'column borders': every(column, column), 'slides': every(prior.max_columns * column, slide)}
+    return {**found, 'column borders': every(column, column)}
 
 # %% ../nbs/12_bench.ipynb #852a64aa
 @dataclass(frozen=True)

@@ -477,10 +477,9 @@ def is_close_call(
     cuts: list, # what the filters did before it
     cfg: SamplingConfig, # the settings, plain values
     noise, # what the draw was made with
-    blur: float=1., # how many times as far as `TOLERANCE` rounding may move these logits
 ): # True where rounding could have changed the draw, and where the logits are not numbers (b,)
     "Whether another order of the same additions could have given another code"
-    tolerance, margin = TOLERANCE * blur * cfg.repetition_penalty / cfg.temperature, drawn.margin
+    tolerance, margin = TOLERANCE * cfg.repetition_penalty / cfg.temperature, drawn.margin
     typical = bool(cuts) and cuts[-1].name == 'typical_p'
     if cfg.argmax or cfg.gumbel:
         close = ~(margin >= 2 * tolerance) & (margin != 0)  # NaN is close, an exact tie is not
@@ -499,14 +498,13 @@ def next_codes(
     noise=None, # random numbers for this token: (b,), with Gumbel (b, k), with argmax none
     used=None, # True for codes that its level used lately (b, k), for the penalty
     settle=None, # row → logits (k,) that do not depend on the other rows; None: `logits` are trusted as they are
-    blur: float=1., # how many times as far as a prior's rounding may move these logits
 ): # codes (b,)
     "Draw one code for every row"
     def decide(logits, noise, used):
         p = softmax(scale_logits(logits, cfg, used))
         cuts = apply_filters(p, cfg)
         drawn = draw(cuts[-1].after if cuts else p, cfg, noise)
-        return drawn.tokens, is_close_call(drawn, cuts, cfg, noise, blur)
+        return drawn.tokens, is_close_call(drawn, cuts, cfg, noise)
     logits = as_array(logits)
     with np.errstate(invalid='ignore'):  # NaN is named below
         tokens, close = decide(logits, noise, used)
@@ -527,9 +525,8 @@ class Sampler:
         seeds, # one seed per row (b)
         n_quantizers: int, # levels q; token t belongs to level t % q
         codebook_size: int, # codes k of each level
-        blur: float=1., # how many times as far as a prior's rounding may move the logits
     ):
-        self.blur, self.levels, self.seeds, self.t = blur, cfg.for_levels(n_quantizers), list(seeds), 0
+        self.levels, self.seeds, self.t = cfg.for_levels(n_quantizers), list(seeds), 0
         self.noise = RowNoise(self.seeds, (codebook_size,) if cfg.gumbel else ())
         self.recent = [RecentCodes(len(self.seeds), codebook_size, o.penalty_context) if o.repetition_penalty > 1
                        else None for o in self.levels]
@@ -543,7 +540,7 @@ class Sampler:
         q = self.t % len(self.levels)
         cfg, recent = self.levels[q], self.recent[q]
         noise = None if cfg.argmax else self.noise.next()
-        tokens = next_codes(logits, cfg, noise, recent and recent.used(), settle, self.blur)
+        tokens = next_codes(logits, cfg, noise, recent and recent.used(), settle)
         self._add(tokens)
         return torch.from_numpy(tokens).to(logits.device) if isinstance(logits, torch.Tensor) else tokens
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from .prior import CodePrior
+from .prior import CodePrior, Context, StepWeights
 from .sampling import Sampler, SamplingConfig, Stopped
 
 # %% ../nbs/07a_stream.ipynb #5c69ae88
@@ -22,64 +22,60 @@ class Column(NamedTuple):
 
 # %% ../nbs/07a_stream.ipynb #68befb0b
 class _Past:
-    "The columns that the context holds, and which of them are onsets"
-    def __init__(self, prior, rows, labels, guidance=1.0):
-        self.prior, self.rows, self.n, self.keep, self.context = prior, rows, prior.cfg.column, prior.cfg.keep, None
-        self.guidance = 1.0 if labels is None else guidance
-        self.labels = labels if self.guidance == 1 else torch.cat([labels, torch.zeros_like(labels)])
+    "What one row has heard of the sound at hand"
+    def __init__(self, prior, label, guidance, weights):
+        self.prior, self.n, self.keep, self.weights = prior, prior.cfg.column, prior.cfg.keep, weights
+        self.guidance = 1.0 if label is None else guidance
+        self.labels = label if self.guidance == 1 else torch.cat([label, torch.zeros_like(label)])
 
-    def every(self, x):  # array or tensor (b, …) -> the same for the rows of the context
-        "With guidance, every row is there twice: with its label, and without"
-        return x if self.guidance == 1 else torch.cat([x, x]) if isinstance(x, torch.Tensor) else np.concatenate([x, x])
+    def both(self, x):  # (1, …) -> the same for the rows of the context
+        "With guidance there are two: with the label, and without"
+        return x if self.guidance == 1 else np.concatenate([x, x])
 
-    def guided(self, x):  # logits from the rows of the context (b or 2·b, …) -> (b, …)
-        if self.guidance == 1: return x
-        asked, free = np.split(x, 2)
-        return free + np.float32(self.guidance) * (asked - free)
+    def guided(self, x):  # logits from the rows of the context -> (1, …)
+        return x if self.guidance == 1 else x[1:] + np.float32(self.guidance) * (x[:1] - x[1:])
 
-    def begin(self):  # logits of the first code (b, k), as all that follow an array
+    def begin(self):  # logits of the first code (1, k), as all that follow an array
         "Nothing has sounded yet"
-        self.onsets = torch.ones(self.rows, 1, dtype=torch.bool)
-        self.context = self.prior.new_cache(len(self.every(self.onsets)), self.labels)
+        self.context = Context(self.prior, 1 if self.guidance == 1 else 2, self.labels, self.weights)
         return self.guided(self.prior.step(None, self.context).numpy())
 
-    def read(self, codes, onsets):  # whole places (b, t), the columns up to the next code's (b, w) -> logits of the next code (b, k)
-        "These codes have sounded"
-        self.context, logits = self.prior.resume(self.every(codes), self.every(onsets), self.labels, self.context and self.context.weights)
-        self.onsets = onsets
+    def read(self, codes, first):  # columns (1, w·n); does the sound begin with them? -> logits of the next code (1, k)
+        "This has sounded"
+        codes = torch.from_numpy(self.both(codes))
+        self.context, logits = self.prior.resume(codes, torch.full((len(codes), 1), first), self.labels, self.weights)
         return self.guided(logits.numpy())
 
-    def feed(self, tokens):  # (b,) -> logits of the next code (b, k)
-        return self.guided(self.context.feed(self.every(tokens)))
+    def feed(self, tokens):  # (1,) -> logits of the next code (1, k)
+        return self.guided(self.context.feed(self.both(tokens)))
 
-    def go_on(self, tokens, ended):  # the last codes of a column (b,), (b,) -> logits of the next code (b, k)
+    def go_on(self, tokens, ended):  # the last codes of a column (1,) -> logits of the next code (1, k)
         "A column is complete"
-        self.onsets = torch.cat([self.onsets, ended[:, None]], 1)
-        if self.context.length + 1 < self.prior.max_length:
-            self.context.begin(self.every(ended))
-            return self.feed(tokens)
-        self.context.codes[:, -1] = self.every(tokens)
-        return self.read(torch.from_numpy(self.context.codes[:self.rows, -self.keep * self.n:]), self.onsets[:, -self.keep - 1:])
+        if ended: return self.begin()
+        if self.context.length + 1 < self.prior.max_length: return self.feed(tokens)
+        self.context.codes[:, -1] = tokens
+        return self.read(self.context.codes[:1, -self.keep * self.n:], False)
 
-    def end_chance(self):  # float64 (b,)
+    def end_chance(self):
         "That the sound ends with the column at hand"
-        return torch.from_numpy(self.guided(self.context.end_logit())).double().sigmoid()
+        return 1 / (1 + math.exp(-float(self.guided(self.context.end_logit())[0])))
 
 # %% ../nbs/07a_stream.ipynb #e9d0f4f4
-def _alone(past, row):  # a `_Past` that stands where that of all rows stands, and its logits (1, k)
-    "What the prior makes of one row without the others"
-    context, q, one = past.context, past.prior.cfg.n_quantizers, slice(row, row + 1)
-    places, label = context.length // q * q, torch.from_numpy(context.labels[one])
-    codes, alone = torch.from_numpy(context.codes[one, :context.length]), _Past(past.prior, 1, label, past.guidance)
-    logits = alone.read(codes[:, :places], past.onsets[one]) if places else alone.begin()
-    for tokens in codes[:, places:].T.numpy(): logits = alone.feed(tokens)
-    return alone, logits
-
-def _ended(past, sampler):  # (b,) bool
-    "Let the die fall on whether the sound ends with the column at hand"
-    chances, die = past.end_chance(), sampler.uniform()
-    for row in ((chances - die).abs() < 1e-4 * sampler.blur).nonzero().flatten().tolist(): chances[row] = _alone(past, row)[0].end_chance()[0]
-    return die < chances
+def _sample_row(prior, cfg, seed, label, prompt, guidance, weights):  # yields the codes of a column (n,), does a sound end with it
+    sampler, past = Sampler(cfg, [seed], prior.cfg.n_quantizers, prior.cfg.codebook_size), _Past(prior, label, guidance, weights)
+    if prompt is None: logits = past.begin()
+    else:
+        given = prompt.flatten()[None]
+        sampler.feed(given)
+        logits = past.read(given[:, -past.keep * past.n:].numpy(), len(prompt) <= past.keep)
+    while True:
+        column = []
+        for i in range(past.n):
+            column.append(sampler.next(logits))
+            if i < past.n - 1: logits = past.feed(column[-1])
+        ended = sampler.uniform().item() < past.end_chance()
+        yield np.concatenate(column), ended
+        logits = past.go_on(column[-1], ended)
 
 # %% ../nbs/07a_stream.ipynb #7d756074
 @torch.inference_mode()
@@ -92,25 +88,11 @@ def sample_columns(
     guidance: float = 1.0,  # how strongly the classes pull: 1 as learned, more for clearer cases
 ):                          # yields `Column`s without end
     "Draw column after column from the prior, with a sliding context"
-    past = _Past(prior, len(seeds), labels, guidance)
-    blur = abs(past.guidance) + abs(past.guidance - 1)      # what guidance makes of the rounding of two rows
-    sampler = Sampler(cfg, seeds, prior.cfg.n_quantizers, prior.cfg.codebook_size, blur)
-    settle = lambda row: _alone(past, row)[1][0]
-    if prompt is None: logits = past.begin()
-    else:
-        given = prompt.flatten()[None].expand(len(seeds), -1)
-        sampler.feed(given)
-        onsets = torch.zeros(len(seeds), 1 + len(prompt), dtype=torch.bool)
-        onsets[:, 0] = True
-        logits = past.read(given[:, -past.keep * past.n:], onsets[:, -past.keep - 1:])
+    weights, label = StepWeights(prior), lambda i: None if labels is None else labels[i:i + 1].cpu()
+    rows = [_sample_row(prior, cfg, seed, label(i), prompt, guidance, weights) for i, seed in enumerate(seeds)]
     while True:
-        column = []
-        for i in range(past.n):
-            column.append(sampler.next(logits, settle))
-            if i < past.n - 1: logits = past.feed(column[-1])
-        ended = _ended(past, sampler)
-        yield Column(torch.from_numpy(np.stack(column, 1)), ended)
-        logits = past.go_on(column[-1], ended)
+        codes, ended = zip(*map(next, rows))
+        yield Column(torch.from_numpy(np.stack(codes)), torch.tensor(ended))
 
 # %% ../nbs/07a_stream.ipynb #6e82bbbb
 def sample_one_shots(

@@ -258,19 +258,20 @@ def test_places_of_seams(toy):
     places = seam_places(toy, ClipConfig(10.0))
     assert places['second borders'] == (list(SECONDS), 375)
     assert places['column borders'][0][:2] == [64, 128]                                      # 16 frames of 512 samples
-    assert places['slides'][0][:3] == [64*12, 64*20, 64*28]                                  # 12 columns, of which 4 are kept
     joins = seam_places(toy, ClipConfig(10.0, 'crossfade'))['joins']
     assert joins[0][0]*128 == pytest.approx(12*8192 - 1200, abs=64) and (joins[0][1] - joins[0][0])*128 == pytest.approx(12*8192 - 2400, abs=128)
 
 
-def test_slides_are_where_the_context_is_read_anew(toy, monkeypatch):
-    "The places that are called slides, against the calls that the sampler makes"
+def test_a_full_context_slides_and_an_end_empties_it(toy, monkeypatch):
+    "Where the prior reads anew: after 12 columns of a sound, then after every 8, of which 4 were known"
     drawn, read = [], []
     resume = type(toy.prior).resume
     monkeypatch.setattr(type(toy.prior), 'resume', lambda *args: read.append(len(drawn)) or resume(*args))
     from distill.stream import sample_columns
-    for column in itertools.islice(sample_columns(toy.prior, SamplingConfig(), [0]), 30): drawn.append(column)
-    assert [64*n for n in read] == seam_places(toy, ClipConfig(30*8192/48_000))['slides'][0][:len(read)] and len(read) == 3
+    for column in itertools.islice(sample_columns(toy.prior, SamplingConfig(), [0]), 90): drawn.append(column)
+    starts = [0, *(i + 1 for i, column in enumerate(drawn) if column.ended)]
+    want = [at for start, end in itertools.pairwise([*starts, 90]) for at in range(start + 12, end, 8)]
+    assert read == want and 3 <= len(read) and 3 <= len(starts)
 
 
 def test_loops():
@@ -282,9 +283,9 @@ def test_loops():
 
 def test_seams_of_a_model(toy):
     table = bench_seams(toy, clips=3, seconds=5.0, loop_seconds=1.0)
-    assert [(r.stitch, r.where) for r in table.rows] == [('continue', 'second borders'), ('continue', 'column borders'), ('continue', 'slides'),
+    assert [(r.stitch, r.where) for r in table.rows] == [('continue', 'second borders'), ('continue', 'column borders'),
                                                          ('crossfade', 'second borders'), ('crossfade', 'joins')]
-    assert table.rows[0].seams == 3*4 and table.rows[4].seams == 3*1 and 0 <= table.loop.step_within <= 1
+    assert table.rows[0].seams == 3*4 and table.rows[3].seams == 3*1 and 0 <= table.loop.step_within <= 1
     assert '± ' in str(table) and 'loops of 1 s' in str(table)
     assert json.loads(json.dumps(table.to_dict()))['rows'][0]['step'] == table.rows[0].step > 0
     few = bench_seams(toy, clips=1, seconds=2.0, loop_seconds=1.0)                           # one seam has no error, none has no ratio
