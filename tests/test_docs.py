@@ -221,7 +221,7 @@ def cells_with(page, flag): return [''.join(c['source']) for c in cells(page) if
 
 def test_the_clips_that_pages_play_are_made(tmp_path):
     "Each file that a page plays is written by a cell of it that runs when the site is built."
-    from execnb.nbio import read_nb
+    from nbdev.process import NBProcessor
     from nbdev.processors import _do_eval, _want_doc
     for page in PAGES:
         played = {m[0] for m in MADE.finditer(text_of(page))} | {a or b for a, b in LINK.findall(text_of(page)) if MADE.search(a or b)}
@@ -230,12 +230,7 @@ def test_the_clips_that_pages_play_are_made(tmp_path):
         stems = [Path(o).stem for o in played]
         wanted = {re.sub(r'(bells|drums|strings|textures)', '{family}', re.sub(r'\d', '{seed}', s)) for s in stems}
         assert all(f'{o}.mp3' in made for o in wanted), wanted
-        nb = read_nb(page)
-        from nbdev.processors import populate_language
-        for proc in (populate_language(nb),):
-            proc.begin()
-            for c in nb.cells: proc.cell(c)
-        run = [c for c in nb.cells if 'exec_doc' in c.source]
+        run = [c for c in NBProcessor(page).nb.cells if 'exec_doc' in c.source or 'exec_doc' in getattr(c, 'directives_', {})]
         assert run and all(_do_eval(c) and _want_doc(c) for c in run)
 
 
