@@ -250,10 +250,10 @@ class _Playing:
         "The clip that a sidecar describes; raises `ValueError` when it was made by another model"
         with progress_bar(progress) as tell: return regenerate(self.loaded, sidecar, tell)
 
-    def panel(self):  # a widget
-        "Sliders for everything that `generate` takes, a player and a save button, for notebooks"
-        from distill.generate_panel import generate_panel
-        return generate_panel(self.loaded)
+    def panel(self, folder='.'):  # where files go at first -> a widget
+        "Everything in tabs, for notebooks: generate, look at codes and rewrite them, the models of this machine"
+        from distill.panels import workbench
+        return workbench(self.loaded, folder)
 
 # %% ../nbs/14_api.ipynb #f85df4a6
 class _Coding:

@@ -11,21 +11,22 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP', 'TypicalP', 'Argmax',
            'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut', 'Codes',
            'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes',
-           'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes',
-           'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named',
-           'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
-           'model_target', 'sound_target', 'file_form', 'export_config', 'progress', 'part', 'columns', 'clock',
-           'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints',
-           'finished_already', 'events', 'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines', 'is_number',
-           'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for',
-           'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage',
-           'find_preset', 'changed', 'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip',
-           'file_facts', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip',
-           'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset',
-           'encode', 'write_sound', 'decode', 'reconstruct_file', 'reconstruction_targets', 'find_reconstructable',
-           'reconstruct', 'evaluate', 'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models',
-           'list_models', 'add_model', 'rename_model', 'remove_model', 'demo_folder', 'demo_picture', 'demo_text',
-           'demo', 'main']
+           'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel',
+           'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain',
+           'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option',
+           'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
+           'export_config', 'progress', 'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor',
+           'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue',
+           'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines',
+           'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior',
+           'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
+           'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'fact_words', 'clips_at_once',
+           'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate',
+           'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
+           'reconstruct_file', 'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'beginning',
+           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model',
+           'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture',
+           'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -1201,6 +1202,64 @@ def remove_model(name:ModelName, delete_file:DeleteFile=False, as_json:AsJson=Fa
     entry = Library().remove(name, delete_file)
     print(f'{entry.name} is forgotten' + (f', and {entry.path} is deleted' if delete_file else f'; its file stays: {entry.path}'))
     return dict(entry.to_dict(), deleted=delete_file)
+
+# %% ../nbs/15_cli.ipynb #05df4a5f
+LAB_NOTEBOOK = 'distill-workbench.ipynb'
+
+def lab_cells(model=None) -> list: # (kind, source) pairs
+    "What the ready notebook says"
+    given = repr(str(model)) if model else ''
+    return [('markdown', '# Distill\n\nRun the cell below (Shift+Enter): it shows everything in tabs. Sounds and codes are saved beside this notebook, unless a panel is told otherwise.'),
+            ('code', f'from distill.panels import workbench\n\nworkbench({given})')]
+
+def write_lab_notebook(
+    folder:Path, # made when it is not there
+    model=None,  # what the workbench begins with: a file, or a name from the library
+) -> tuple[Path, bool]: # the notebook, and whether it is new: one that is there is never written over
+    "The ready notebook"
+    path = check_target_folder(folder)/LAB_NOTEBOOK
+    if path.exists(): return path, False
+    code = dict(execution_count=None, outputs=[])
+    cells = [dict(cell_type=kind, id=f'distill-{i}', metadata={}, source=text.splitlines(keepends=True), **(code if kind == 'code' else {}))
+             for i, (kind, text) in enumerate(lab_cells(model))]
+    kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
+    path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5), indent=1, ensure_ascii=False), encoding='utf-8')
+    return path, True
+
+# %% ../nbs/15_cli.ipynb #4783fcdd
+LabFolder = argument(Path, 'Where the notebook goes, and what is made with it.', metavar='[FOLDER]', show_default='this one')
+LabModel = option(Optional[str], 'What the workbench begins with: a model file, or a name from the library.', '--model', '-m', metavar='MODEL')
+NoBrowser = option(bool, 'Do not open a browser; the address is printed.', '--no-browser')
+LabPort = option(Optional[int], 'Of the server, by default one that is free.', '--port', min=1, max=65_535)
+
+def lab_command(notebook:Path, browser=True, port:int=None) -> list: # for `subprocess`; raises `ValueError`
+    "How JupyterLab is started"
+    import importlib.util
+    if importlib.util.find_spec('jupyterlab') is None:
+        raise ValueError(f'JupyterLab is not installed, and {notebook} wants it: pip install jupyterlab (any other notebook program opens it, too)')
+    return [sys.executable, '-m', 'jupyterlab', str(notebook), f'--ServerApp.root_dir={notebook.parent}',
+            *([] if browser else ['--no-browser']), *([f'--port={port}'] if port else []),
+            *(['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else [])] # as in most containers
+
+@command
+def lab(folder:LabFolder=Path('.'), model:LabModel=None, no_browser:NoBrowser=False, port:LabPort=None, as_json:AsJson=False):
+    "Open JupyterLab on a notebook with everything in tabs: generate, edit codes, look after models. Ctrl-C ends it."
+    import subprocess
+    if model:
+        from distill.library import find_model
+        from distill.model import read_model_info
+        model = Path(read_model_info(find_model(model))['path']).absolute()
+    notebook, new = write_lab_notebook(Path(folder).absolute(), model)
+    argv = lab_command(notebook, not no_browser, port)
+    print(f"{notebook} is {'ready' if new else 'there already, and stays as it is'}. Ctrl-C ends JupyterLab", file=sys.stderr, flush=True)
+    server = subprocess.Popen(argv, stdout=sys.stderr)
+    try: code = server.wait()
+    except KeyboardInterrupt:
+        server.terminate() # it would ask whether it may
+        server.wait(20)
+        code = 0
+    if code: raise ValueError(f'JupyterLab ended with code {code}: what it said is above')
+    return dict(notebook=str(notebook), new=new)
 
 # %% ../nbs/15_cli.ipynb #90e6e369
 DEMO_NOTE = 'This folder was made by `distill demo`, which will write these files again: sounds/, demo.distill, demo.wav, demo.png.\n'

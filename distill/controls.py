@@ -4,21 +4,25 @@
 
 # %% auto #0
 __all__ = ['ROW', 'GREY', 'RATES', 'STYLE', 'in_words', 'as_html', 'show_words', 'Job', 'control', 'slider', 'checkbox', 'button',
-           'side_by_side', 'row', 'flag', 'spectrogram_png', 'silent_wav', 'player_and_picture', 'rates_for',
-           'bits_for', 'checked_name', 'free_path', 'save_take', 'SaveRow']
+           'side_by_side', 'row', 'flag', 'spectrogram_png', 'Listener', 'rates_for', 'bits_for', 'checked_name',
+           'free_path', 'save_take', 'SaveSettings', 'card_parts', 'SoundCard', 'Workspace', 'SoundPicker']
 
-# %% ../nbs/13_controls.ipynb #d3a2a7a3
-import html, importlib, io, re, threading
+# %% ../nbs/13_controls.ipynb #7ea1f0f0
+import html, io, re, tempfile, threading, uuid
 from contextlib import contextmanager
 from pathlib import Path
 
+import anywidget
 import ipywidgets as widgets
 import torch
+import traitlets
 
+from .audio import load_audio
 from .export import FORMATS, MP3_RATES, encode_sound
 from .pipeline import Clip
+from .sampling import Stopped
 
-# %% ../nbs/13_controls.ipynb #303151cf
+# %% ../nbs/13_controls.ipynb #a593c384
 def in_words(
     error: BaseException, # anything that was raised
 ) -> str: # a sentence or two, plain text
@@ -31,7 +35,7 @@ def in_words(
     return ('Something went wrong that nobody expected. Its name, for a bug report: '
             f'{type(error).__name__}: {error} (the exception itself is in the `error` of this panel)')
 
-# %% ../nbs/13_controls.ipynb #ae48d076
+# %% ../nbs/13_controls.ipynb #cda95a06
 def as_html(
     text: str,          # plain text, of any origin
     error: bool=False,  # whether it is bad news
@@ -40,7 +44,7 @@ def as_html(
     safe = html.escape(text).replace('\n', '<br>')
     return f'<div class="distill-error" role="alert">{safe}</div>' if error else f'<div>{safe}</div>'
 
-# %% ../nbs/13_controls.ipynb #7fc307bc
+# %% ../nbs/13_controls.ipynb #9eacfd8f
 def show_words(
     widget,             # an `ipywidgets.HTML`
     text: str,          # plain text; nothing hides the widget
@@ -49,14 +53,30 @@ def show_words(
     "Say something in a panel"
     widget.value, widget.layout.display = as_html(text, error) if text else '', None if text else 'none'
 
-# %% ../nbs/13_controls.ipynb #13bdc07a
+# %% ../nbs/13_controls.ipynb #17b571c6
+def _outcome(work, stop, patience): # (result, None) or (None, exception)
+    "Do some work, and leave it to itself when it does not end soon enough after `stop` was set"
+    outcome = []
+    def attempt():
+        try: outcome.append((work(stop.is_set), None))
+        except Exception as e: outcome.append((None, e))
+    if patience is None: attempt()
+    else:
+        inner = threading.Thread(target=attempt, daemon=True)
+        inner.start()
+        while inner.is_alive() and not stop.is_set(): inner.join(0.05)
+        inner.join(patience)
+    return outcome[0] if outcome else (None, Stopped('given up'))
+
+# %% ../nbs/13_controls.ipynb #e1b8fa6b
 class Job:
     "One piece of work at a time, in a thread of its own"
     def __init__(
         self,
         on_change=lambda running: None, # called with True when work begins, with False when it is over
+        patience: float=None,           # seconds between Stop and giving up work that does not notice; None: it is waited for
     ):
-        self.on_change, self.running = on_change, False
+        self.on_change, self.patience, self.running = on_change, patience, False
         self._stop, self._thread = threading.Event(), None
 
     @property
@@ -77,10 +97,7 @@ class Job:
         return True
 
     def _run(self, work, finish, stop):
-        try:
-            try: result, error = work(stop.is_set), None
-            except Exception as e: result, error = None, e
-            finish(result, error)
+        try: finish(*_outcome(work, stop, self.patience))
         finally:
             self.running = False
             self.on_change(False)
@@ -94,7 +111,7 @@ class Job:
         if self._thread: self._thread.join(timeout)
         return not self.running
 
-# %% ../nbs/13_controls.ipynb #721e58c2
+# %% ../nbs/13_controls.ipynb #9cc91575
 def control(
     kind,        # a class of ipywidgets
     hook: str,   # found as `.distill-hook` in the page
@@ -107,7 +124,7 @@ def control(
     widget.layout.width = 'auto'
     return widget.add_class(f'distill-{hook}')
 
-# %% ../nbs/13_controls.ipynb #a0b891de
+# %% ../nbs/13_controls.ipynb #cf75009c
 def slider(kind, hook, label, low, high, step, value, tooltip):
     return control(kind, hook, label, tooltip, min=low, max=high, step=step, value=value, continuous_update=False)
 
@@ -121,7 +138,7 @@ def button(hook, label, icon, tooltip, **settings):
     button.layout.width = 'auto'
     return button.add_class(f'distill-{hook}')
 
-# %% ../nbs/13_controls.ipynb #7c880cf8
+# %% ../nbs/13_controls.ipynb #5be663b9
 def side_by_side(*children, least=300):
     "Children side by side where there is room, at least `least` pixels wide each, below each other where there is not"
     columns = f'repeat(auto-fit, minmax(min({least}px, 100%), 1fr))'
@@ -131,7 +148,7 @@ ROW = dict(flex_flow='row wrap', align_items='center', width='100%')  # wraps wh
 
 def row(*children): return widgets.HBox(children, layout=ROW)
 
-# %% ../nbs/13_controls.ipynb #669f02ce
+# %% ../nbs/13_controls.ipynb #8ad19225
 @contextmanager
 def flag(owner, name):
     "`owner.name` is True in here"
@@ -139,7 +156,7 @@ def flag(owner, name):
     try: yield
     finally: setattr(owner, name, False)
 
-# %% ../nbs/13_controls.ipynb #93254701
+# %% ../nbs/13_controls.ipynb #dd6d7dce
 GREY = '#808080'  # 3.9 : 1 against white, 5.3 : 1 against black
 
 def spectrogram_png(
@@ -155,19 +172,130 @@ def spectrogram_png(
     figure.savefig(out, format='png', dpi=100, transparent=True)
     return out.getvalue()
 
-# %% ../nbs/13_controls.ipynb #7558880b
-def silent_wav() -> bytes:
-    "A twentieth of a second of nothing: a player that starts with no sound at all would log an error in the browser"
-    return encode_sound(torch.zeros(2400), '.wav')
+# %% ../nbs/13_controls.ipynb #054c01ec
+_ENGINE = """
+const engines = new Map();
+let ctx = null;
+const wake = () => { try { ctx ??= new AudioContext(); if (ctx.state == 'suspended') ctx.resume(); } catch (e) { ctx = null; } };
+function initialize({model}) {
+  const e = {peaks: [], got: 0, total: 0, rate: 48000, id: -1, next: 0, lead: .05, sources: new Set(), parts: [], done: true, views: new Set()};
+  engines.set(model.get('key'), e);
+  for (const kind of ['pointerdown', 'keydown']) document.addEventListener(kind, wake, true);
+  e.running = () => !!ctx && ctx.state == 'running';
+  e.silence = () => { for (const s of e.sources) try { s.stop(); } catch (x) {} e.sources.clear(); e.muted = true; e.show(); };
+  e.show = () => { for (const v of e.views) v(); };
+  e.at = () => { const p = e.parts.findLast(p => p.when <= ctx.currentTime);
+    return p ? Math.min(p.from + (ctx.currentTime - p.when) * e.rate, p.to) : 0; };
+  e.play = wav => {
+    const buffer = ctx.createBuffer(1, wav.length, e.rate), source = ctx.createBufferSource(), now = ctx.currentTime;
+    buffer.copyToChannel(wav, 0);
+    source.buffer = buffer; source.connect(ctx.destination);
+    if (e.next < now + .005) {
+      if (e.parts.length) e.lead = Math.min(1, 3 * e.lead);   // it came too late: put more by
+      e.next = now + e.lead;
+      if (!e.parts.length) e.first = performance.now() + 1000 * (e.lead + (ctx.outputLatency || 0));
+    }
+    e.parts.push({when: e.next, from: e.got, to: e.got + wav.length});
+    source.start(e.next); e.next += buffer.duration;
+    e.sources.add(source); source.onended = () => { e.sources.delete(source); e.show(); };
+  };
+  document.addEventListener('play', () => e.sources.size && e.silence(), true);   // one thing at a time
+  model.on('msg:custom', (m, buffers) => {
+    if (m.kind == 'begin') {
+      e.silence(); wake();
+      for (const a of document.querySelectorAll('audio')) a.pause();
+      Object.assign(e, {peaks: [], got: 0, total: m.total, rate: m.rate, id: m.id, next: 0, lead: .05, parts: [], done: false, muted: false, first: 0});
+    } else if (m.id != e.id) return;
+    else if (m.kind == 'end') { e.done = true; e.total = e.got; }
+    else if (m.kind == 'silence') { e.done = true; e.silence(); }
+    else e.hear(buffers[0]);
+    e.show();
+  });
+"""
 
-# %% ../nbs/13_controls.ipynb #998cce7a
-def player_and_picture():
-    "What a take is heard and seen with"
-    importlib.import_module('matplotlib.pyplot')  # slow the first time, and then a Stop would have to wait
-    player = widgets.Audio(value=silent_wav(), format='wav', autoplay=False, loop=False)
-    return player.add_class('distill-player'), widgets.Image(format='png').add_class('distill-spectrogram')
+# %% ../nbs/13_controls.ipynb #6f74d156
+_VIEW = """
+  e.hear = data => {
+    const raw = new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice(), wav = new Float32Array(raw.buffer);
+    for (let i = 0; i < wav.length; i += 480) { let p = 0; for (const x of wav.subarray(i, i + 480)) p = Math.max(p, Math.abs(x)); e.peaks.push(p); }
+    if (!e.muted && e.running()) e.play(wav);
+    e.got += wav.length;
+  };
+}
+function render({model, el}) {
+  const e = engines.get(model.get('key')), canvas = document.createElement('canvas'), line = document.createElement('div');
+  const words = document.createElement('span'), mute = document.createElement('button');
+  el.classList.add('distill-live'); line.className = 'distill-live-line'; words.className = 'distill-live-words';
+  canvas.setAttribute('role', 'img'); canvas.setAttribute('aria-label', 'the sound that is being made');
+  mute.className = 'distill-mute jupyter-button widget-button'; mute.textContent = 'Quiet'; mute.title = 'Do not play this one; it is made all the same';
+  mute.onclick = e.silence;
+  line.append(words, mute); el.append(canvas, line);
+  const s = n => (n / e.rate).toFixed(1);
+  let frame = 0;
+  const draw = () => {
+    frame = 0;
+    const playing = e.sources.size > 0, at = e.parts.length && ctx ? e.at() : 0, blocked = !e.parts.length && !e.muted && !e.running();
+    el.hidden = e.id < 0 || (e.done && !playing);
+    el.dataset.state = playing ? 'playing' : 'silent'; el.dataset.first = e.first || ''; el.dataset.at = s(at);
+    mute.disabled = !playing;
+    words.textContent = playing ? `Playing ${s(at)} s of ${e.total ? s(e.total) : s(e.got) + ' s so far'}${e.total ? ' s' : ''}`
+      : blocked && e.got ? 'This browser plays it when it is done: press play then' : e.got ? `${s(e.got)} s so far` : 'Beginning…';
+    const w = canvas.width = 2 * canvas.clientWidth, h = canvas.height = 2 * canvas.clientHeight, g = canvas.getContext('2d');
+    const n = Math.max(1, (e.total || Math.max(e.got, 10 * e.rate)) / 480), style = getComputedStyle(el);
+    for (let i = 0; i < e.peaks.length; i++) { const y = Math.max(2, Math.sqrt(e.peaks[i]) * h);
+      g.fillStyle = 480 * i < at ? style.getPropertyValue('--distill-played') || style.color : style.color; g.globalAlpha = 480 * i < at ? 1 : .45;
+      g.fillRect(i * w / n, (h - y) / 2, Math.max(1, w / n), y); }
+    if (!el.hidden) frame = requestAnimationFrame(draw);
+  };
+  const show = () => { if (!frame) frame = requestAnimationFrame(draw); };
+  e.views.add(show); show();
+  return () => { e.views.delete(show); cancelAnimationFrame(frame); };
+}
+export default {initialize, render};
+"""
 
-# %% ../nbs/13_controls.ipynb #a764cb9a
+# %% ../nbs/13_controls.ipynb #c68bcd63
+_LIVE_CSS = """
+.distill-live { --distill-played: var(--jp-brand-color1, currentColor); width: 100%; box-sizing: border-box; padding: 4px 0 }
+.distill-live[hidden] { display: none }
+.distill-live canvas { display: block; width: 100%; height: 48px }
+.distill-live-line { display: flex; align-items: center; justify-content: space-between; gap: 8px }
+.distill-live .distill-mute { width: auto; padding: 0 12px }
+"""
+
+# %% ../nbs/13_controls.ipynb #186908c0
+class Listener(anywidget.AnyWidget):
+    "Plays a sound in the page while it is made, and draws it as it grows"
+    _esm, _css = _ENGINE + _VIEW, _LIVE_CSS
+    key = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self):
+        self.number, self.sent = 0, 0   # of the sound; samples that went out
+        super().__init__(key=uuid.uuid4().hex)
+
+    def begin(
+        self,
+        n_samples: int = 0,         # how long it will be; 0: nobody knows
+        sample_rate: int = 48_000,  # Hz
+    ):
+        "A new sound; the one before falls silent"
+        self.number, self.sent = self.number + 1, 0
+        self.send(dict(kind='begin', id=self.number, total=n_samples, rate=sample_rate))
+
+    def hear(self, wav):  # waveform (t,), −1…1
+        "The next piece of it"
+        self.sent += len(wav)
+        self.send(dict(kind='piece', id=self.number), [wav.detach().cpu().float().numpy().astype('<f4').tobytes()])
+
+    def end(self):
+        "That was all; it is played to its end"
+        self.send(dict(kind='end', id=self.number))
+
+    def silence(self):
+        "Not a sound more"
+        self.send(dict(kind='silence', id=self.number))
+
+# %% ../nbs/13_controls.ipynb #58024f47
 RATES = (22_050, 32_000, 44_100, 48_000, 88_200, 96_000)  # Hz
 
 def rates_for(
@@ -176,14 +304,14 @@ def rates_for(
     "Sample rates on offer for a format"
     return tuple(o for o in RATES if suffix != '.mp3' or o in MP3_RATES)
 
-# %% ../nbs/13_controls.ipynb #d377ccd1
+# %% ../nbs/13_controls.ipynb #fe442942
 def bits_for(
     suffix: str, # a key of `FORMATS`
 ) -> tuple: # (label, bit depth) pairs
     "Bit depths on offer for a format; a single dash where there is no such thing"
     return tuple((f'{bits} bit' + ' float'*(bits == 32), bits) for bits in FORMATS[suffix]) or (('–', 16),)
 
-# %% ../nbs/13_controls.ipynb #0b8a231c
+# %% ../nbs/13_controls.ipynb #4c3998ce
 _RESERVED = {'con', 'prn', 'aux', 'nul', *(f'{port}{i}' for port in ('com', 'lpt') for i in range(1, 10))}  # on Windows
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')  # on some system or other
 
@@ -202,7 +330,7 @@ def checked_name(
     if len(name.encode()) > 200: raise ValueError('the name is too long: use up to 200 characters, fewer with accents')
     return name
 
-# %% ../nbs/13_controls.ipynb #6d5ebcda
+# %% ../nbs/13_controls.ipynb #79a9daf4
 def free_path(
     path: Path,
 ) -> Path: # the same, or with a number: kick.wav, kick-2.wav, kick-3.wav …
@@ -212,7 +340,7 @@ def free_path(
     while taken(free): number, free = number + 1, path.with_name(f'{path.stem}-{number + 1}{path.suffix}')
     return free
 
-# %% ../nbs/13_controls.ipynb #a57eaa44
+# %% ../nbs/13_controls.ipynb #fb59cab8
 def save_take(
     clip: Clip,
     folder: str,      # has to be there
@@ -227,37 +355,29 @@ def save_take(
     there = f'There was a {wanted.name} already, so this one has a number. ' if path.name != wanted.name else ''
     return path, f'{there}Saved as {path}\nIts settings are beside it in {path.name}.json'
 
-# %% ../nbs/13_controls.ipynb #ea0380ee
+# %% ../nbs/13_controls.ipynb #bd35356a
 def _save_fields(folder):
     "What a person fills in before saving"
-    drop, text, late = widgets.Dropdown, widgets.Text, dict(continuous_update=False)
-    rates = [(f'{o} Hz', o) for o in RATES]
+    drop, rates = widgets.Dropdown, [(f'{o} Hz', o) for o in RATES]
     return (
-        control(text, 'name', 'File name', 'Without an ending: the format gives it one', **late),
-        control(text, 'folder', 'Folder', 'Where the file goes; it has to be there', value=str(folder), **late),
+        control(widgets.Text, 'folder', 'Folder', 'Where files go; it has to be there', value=str(folder), continuous_update=False),
         control(drop, 'format', 'Format', 'wav and flac keep everything; ogg and mp3 are small',
-                 options=[(suffix[1:], suffix) for suffix in FORMATS]),
-        control(drop, 'rate', 'Sample rate', 'The sound is made at 48000 Hz; a CD has 44100',
-                 options=rates, value=48_000),
+                options=[(suffix[1:], suffix) for suffix in FORMATS]),
+        control(drop, 'rate', 'Sample rate', 'The sound is made at 48000 Hz; a CD has 44100', options=rates, value=48_000),
         control(drop, 'bits', 'Bit depth', '16 is enough to listen, 24 or 32 to go on working with it',
-                 options=bits_for('.wav')))
+                options=bits_for('.wav')))
 
-# %% ../nbs/13_controls.ipynb #ec88a84d
-class SaveRow(widgets.VBox):
-    "Where a clip goes, as what, and the button that puts it there"
+# %% ../nbs/13_controls.ipynb #8dca0c14
+class SaveSettings(widgets.VBox):
+    "Where sounds go, and as what"
     def __init__(
         self,
         folder='.', # where files go at first; the field changes it
     ):
-        self.clip, self.suggested, self.error = None, '', None
         fields = _save_fields(Path(folder).expanduser().absolute())
-        self.name, self.folder, self.format, self.rate, self.bits = fields
-        self.button = button('save', 'Save', 'download', 'Write the take to a file, its settings beside it')
-        self.status = widgets.HTML().add_class('distill-saved')
-        super().__init__([side_by_side(*fields[:2]), side_by_side(*fields[2:], least=200), row(self.button), self.status])
-        self.button.disabled = True
+        self.folder, self.format, self.rate, self.bits = fields
+        super().__init__([self.folder, side_by_side(*fields[1:], least=200)])
         self.format.observe(self._follow, 'value')
-        self.button.on_click(lambda _: self.save())
 
     def _follow(self, change):
         suffix, rate, bits = change.new, self.rate.value, self.bits.value
@@ -266,31 +386,155 @@ class SaveRow(widgets.VBox):
         self.rate.value = rate if rate in rates_for(suffix) else 48_000
         self.bits.value = bits if bits in FORMATS[suffix] else 16
 
-    def offer(self, clip: Clip, name: str):
-        "Save saves this from now on; `name` is a suggestion, one that was typed stays"
-        if self.name.value in ('', self.suggested): self.name.value = name
-        self.clip, self.suggested, self.button.disabled = clip, name, False
+    def save(
+        self,
+        clip: Clip,
+        name: str,  # as typed
+    ) -> tuple: # (path, a sentence about it); raises `ValueError`, `AudioError` among them
+        "Write a file, its settings beside it, under a name that is free"
+        return save_take(clip, self.folder.value, name, self.format.value, self.rate.value, self.bits.value)
+
+# %% ../nbs/13_controls.ipynb #4a151d71
+def card_parts(
+    clip: Clip,
+) -> tuple: # (wav file, PNG of its spectrogram)
+    "What a card shows: this takes a moment, and can be done in a thread"
+    return encode_sound(clip.wav, '.wav', clip.sample_rate), spectrogram_png(clip)
+
+# %% ../nbs/13_controls.ipynb #c18052d0
+class SoundCard(widgets.VBox):
+    "A sound to play, look at, name and save"
+    def __init__(
+        self,
+        clip: Clip,
+        name: str,              # suggested for the file
+        settings: SaveSettings, # where it goes
+        title: str = '',        # plain text
+        parts: tuple = None,    # of `card_parts`, if they are made already
+        buttons: tuple = (),    # beside Save
+    ):
+        self.clip, self.settings, self.error = clip, settings, None
+        (sound, picture), loop = parts or card_parts(clip), bool(clip.settings.get('loop'))
+        self.title, self.status = widgets.HTML().add_class('distill-card-title'), widgets.HTML().add_class('distill-saved')
+        self.player = widgets.Audio(value=sound, format='wav', autoplay=False, loop=loop).add_class('distill-player')
+        self.picture = widgets.Image(value=picture, format='png').add_class('distill-spectrogram')
+        self.name = widgets.Text(name, tooltip='File name, without an ending', continuous_update=False).add_class('distill-name')
+        self.button = button('save', 'Save', 'download', 'Write it to a file in the folder below, its settings beside it')
+        self.button.on_click(lambda _: self.save())
+        super().__init__([self.title, self.player, self.picture, row(self.name, self.button, *buttons), self.status])
+        self.add_class('distill-card')
+        show_words(self.title, title)
         show_words(self.status, '')
 
     def save(self) -> Path | None: # where it is; None if that went wrong, and `status` says why
-        "What the button does"
-        settings = (o.value for o in (self.folder, self.name, self.format, self.rate, self.bits))
-        try:
-            if self.clip is None: raise ValueError('there is nothing to save yet')
-            path, said = save_take(self.clip, *settings)
+        "What Save does"
+        try: path, said = self.settings.save(self.clip, self.name.value)
         except Exception as e: path, said, self.error = None, in_words(e), e
         show_words(self.status, said, error=path is None)
         return path
 
-# %% ../nbs/13_controls.ipynb #6f32928a
+# %% ../nbs/13_controls.ipynb #53a5d455
+class Workspace(traitlets.HasTraits):
+    "The model that all panels use, and the sounds that were made: a panel observes both"
+    loaded = traitlets.Any(None)    # a `LoadedVQModel`; None: no model yet
+    sounds = traitlets.Tuple()      # (name, `Clip`) pairs, the newest first
+
+    def __init__(self, loaded=None): super().__init__(loaded=loaded)
+
+    def add(self, name: str, clip: Clip):
+        "A sound that can be chosen from now on"
+        self.sounds = ((name, clip), *self.sounds)
+
+    def remove(self, clip: Clip):
+        "A sound that cannot be chosen any more"
+        self.sounds = tuple(o for o in self.sounds if o[1] is not clip)
+
+    @property
+    def model_name(self) -> str: # plain text; '' where there is none
+        return str(self.loaded.metadata.get('name') or '') if self.loaded is not None else ''
+
+# %% ../nbs/13_controls.ipynb #3f5c2486
+def _read_upload(upload, sample_rate):
+    "What somebody uploaded, as a waveform; raises `AudioError`"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/f'upload{Path(upload["name"]).suffix}'
+        path.write_bytes(upload['content'])
+        return load_audio(path, sample_rate).wav
+
+# %% ../nbs/13_controls.ipynb #b47b527c
+class SoundPicker(widgets.VBox):
+    "Choose a sound: a file, an upload, or one that was made here"
+    def __init__(
+        self,
+        workspace: Workspace,
+        label: str,         # such as "Go on from"
+        hook: str,          # found as `.distill-hook` in the page
+        tooltip: str,
+        nothing: str = '',  # what it says where no sound is an answer, too; '': it is not
+    ):
+        self.workspace, self.nothing, self.uploaded = workspace, nothing, None
+        late = dict(placeholder='path of a sound file', continuous_update=False)
+        self.source = control(widgets.Dropdown, hook, label, tooltip, options=[('a file', 'file')])
+        self.path = control(widgets.Text, f'{hook}-path', 'File', 'Where the file is, seen from the kernel', **late)
+        self.upload = widgets.FileUpload(accept='audio/*,.wav,.flac,.ogg,.mp3,.aiff', description='Upload',
+                                         tooltip='A file from the machine in front of you').add_class(f'distill-{hook}-upload')
+        super().__init__([self.source, row(self.path, self.upload)])
+        self.path.layout.flex = '1 1 200px'
+        self.source.observe(self._show, 'value')
+        self.upload.observe(self._received, 'value')
+        workspace.observe(self._offer, 'sounds')
+        self._offer()
+        self.source.value = self.source.options[0][1]
+
+    def _offer(self, change=None):
+        before, none = self.source.value, [(self.nothing, 'nothing')] if self.nothing else []
+        mine = [(f'{self.uploaded["name"]} (uploaded)', 'upload')] if self.uploaded else []
+        made = [(name, clip) for name, clip in self.workspace.sounds]
+        self.source.options = options = [*none, *made, *mine, ('a file…', 'file')]
+        stay = any(v is before for _, v in options) and not (before == 'file' and made and not self.nothing and not self.path.value)
+        self.source.value = before if stay else options[0][1]
+        self._show()
+
+    def _show(self, change=None): self.children[1].layout.display = None if self.source.value == 'file' else 'none'
+
+    def _received(self, change):
+        if not change.new: return
+        self.uploaded = change.new[0]
+        self._offer()
+        self.source.value = 'upload'
+
+# %% ../nbs/13_controls.ipynb #7cfbe116
+def _picked(
+    self,
+    sample_rate: int = 48_000, # Hz
+) -> tuple | None: # (name, mono waveform (t,)); None for nothing. Raises `ValueError` in words
+    "The sound that is chosen, read now"
+    kind = self.source.value
+    if kind == 'nothing': return None
+    if kind == 'upload': return Path(self.uploaded['name']).stem, _read_upload(self.uploaded, sample_rate)
+    if kind == 'file':
+        path = self.path.value.strip()
+        if not path: raise ValueError('choose a sound first: give the path of a file, or upload one')
+        return Path(path).stem, load_audio(Path(path).expanduser(), sample_rate).wav
+    return next(name for name, clip in self.workspace.sounds if clip is kind), kind.wav
+
+SoundPicker.sound = _picked
+
+# %% ../nbs/13_controls.ipynb #4716597b
 STYLE = """<style>
-.distill-panel { max-width: 760px; box-sizing: border-box; padding: 2px 8px 8px 2px; overflow: hidden }
+.distill-panel { max-width: 820px; box-sizing: border-box; padding: 2px 8px 8px 2px; overflow: hidden }
 .distill-panel .widget-html-content { line-height: 1.5; white-space: normal; overflow-wrap: anywhere }
 .distill-panel .distill-note { opacity: .8; margin-left: 112px }
 .distill-panel .distill-error { border-left: 3px solid var(--jp-error-color1, currentColor); padding-left: 8px }
 .distill-panel .distill-title { font-weight: 600 }
 .distill-panel .widget-checkbox input { vertical-align: middle; margin: -2px 8px 0 4px }
-.distill-panel .distill-player { width: calc(100% - 4px) }
+.distill-panel .distill-player { width: calc(100% - 4px); height: 40px }
+.distill-panel .distill-card { border-top: 1px solid var(--jp-border-color2, currentColor); padding: 8px 0 4px }
+.distill-panel .distill-take:not(:first-child) { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 240px); column-gap: 12px }
+.distill-panel .distill-take:not(:first-child) > .distill-spectrogram { grid-column: 2; grid-row: 1 / span 4; align-self: center }
+.distill-panel .distill-details th { text-align: right; vertical-align: top; padding-right: 8px; min-width: 96px; font-weight: 600 }
+.distill-panel .distill-takes-title { flex: 1 1 auto; font-weight: 600 }
+.distill-panel .distill-card .distill-name { flex: 1 1 140px; width: auto }
 .distill-panel .widget-checkbox { margin-right: 16px }
 .distill-panel .distill-progress { flex: 1 1 160px; min-width: 120px }
 .distill-panel .distill-spectrogram { width: 100%; height: auto }

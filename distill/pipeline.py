@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PEAK', 'FADE_S', 'SEED_STEP', 'encode_waveform', 'GridDecoder', 'decode_to_mel', 'SoundMaker', 'decode_codes',
-           'ClipConfig', 'Clip', 'limit_peak', 'fade_out', 'crossfade_chunks', 'generate_clips',
+           'ClipConfig', 'Clip', 'limit_peak', 'fade_out', 'crossfade_chunks', 'SoundStream', 'generate_clips',
            'generate_audio_from_prior', 'regenerate', 'stream_audio']
 
 # %% ../nbs/09_pipeline.ipynb #0a9dc89c
@@ -252,7 +252,7 @@ def _sample(loaded, cfg, request, seeds, tell, should_stop, on_columns):  # a li
         return [sample_loop(prior, cfg.sampling, seed, n, request.label, progress_callback=tell, should_stop=should_stop,
                             guidance=cfg.guidance) for seed in seeds]
     if request.columns is None: found = sample_one_shots(prior, cfg.sampling, seeds, labels, request.prompt, progress_callback=tell, should_stop=should_stop,
-                                                          guidance=cfg.guidance)
+                                                          guidance=cfg.guidance, on_columns=on_columns)
     else:
         given = 0 if request.prompt is None else len(request.prompt)
         columns = _watched(sample_columns(prior, cfg.sampling, seeds, labels, request.prompt, cfg.guidance), request.columns - given, loaded, tell, should_stop,
@@ -348,6 +348,54 @@ def _crossfaded(loaded, cfg, request, seed, tell, should_stop, batch_size):
         chunks.append(decode_codes(loaded, _grid(loaded, codes), chunk))
     return crossfade_chunks(chunks, overlap, request.n_samples)
 
+# %% ../nbs/09_pipeline.ipynb #47a94553
+class SoundStream:
+    "Columns of codes in, sound out as soon as it is final"
+    def __init__(
+        self,
+        loaded: LoadedVQModel,
+        n_samples: int = None,   # exact length of the whole; by default as long as the columns
+    ):
+        self.loaded, self.n_samples, self.peak, self.columns = loaded, n_samples, PEAK, 0
+        self.grid, self.stream = GridDecoder(loaded), WaveformStream(loaded.spectrogram)
+        self.frames = None if n_samples is None else loaded.spectrogram.get_mel_shape(n_samples)[1]
+
+    def _turned_down(self, wav):
+        if len(wav): self.peak = max(self.peak, float(wav.abs().max()))
+        return wav.cpu() * (PEAK / self.peak)
+
+    def push(self, columns):  # in time order (w, bands·q) -> mono waveform (t,), maybe empty
+        "Take more columns, give the samples that are now final"
+        self.columns += len(columns)
+        mel = self.grid.push(_grid(self.loaded, columns))
+        return self._turned_down(self.stream.push(mel)) if mel.shape[-1] else torch.zeros(0)
+
+    def finish(self):         # mono waveform (t,)
+        "The rest"
+        n, final = self.n_samples or self.columns * _column_samples(self.loaded), self.stream.frames.seen
+        mel = self.grid.finish()[:, :None if self.frames is None else max(0, self.frames - final)]
+        wav = torch.cat([self.stream.push(mel), self.stream.finish(n)])
+        return fade_out(self._turned_down(wav), round(FADE_S * self.loaded.spectrogram_config.sample_rate))
+
+# %% ../nbs/09_pipeline.ipynb #e5b9fe38
+class _Heard:
+    "Tells `on_sound` of one row of columns, two at a time; without it, nothing is done"
+    def __init__(self, loaded, request, on_sound):
+        self.tell, self.stream, self.open = on_sound, on_sound and SoundStream(loaded, request.n_samples), []
+        if on_sound and request.prompt is not None: self.open = [*request.prompt[:, None]]
+
+    def __call__(self, codes):  # the next column of every row (b, bands·q)
+        if not self.tell: return
+        self.open.append(codes[:1])
+        if self.stream.columns and len(self.open) < 2: return
+        columns, self.open = torch.cat(self.open), []
+        if len(wav := self.stream.push(columns)): self.tell(wav)
+
+    def finish(self):
+        if not self.tell: return
+        rest = [self.stream.push(torch.cat(self.open))] if self.open else []
+        self.tell(torch.cat([*rest, self.stream.finish()]))
+
 # %% ../nbs/09_pipeline.ipynb #9d727f3a
 def generate_clips(
     loaded: LoadedVQModel,
@@ -357,27 +405,31 @@ def generate_clips(
     progress_callback=None,       # called with (fraction, text), such as "Generating chunk 2/4…"
     should_stop=lambda: False,    # asked now and then; True raises `Stopped`
     batch_size: int = 32,         # sounds sampled side by side: changes speed, never the sound
+    on_sound=None,                # for one sound, in one go: called with waveforms (t,) that follow each other, while it is made
 ) -> list:                        # of `Clip`
     "New sounds, with everything written down that is needed to make them again"
     request, tell = _request(loaded, cfg, prompt), progress_callback or (lambda fraction, text: None)
     seeds, clips = list(seeds or [resolve_seed(cfg.sampling.seed)]), []
+    heard = _Heard(loaded, request, on_sound if cfg.stitch == 'continue' and not cfg.loop and len(seeds) == 1 else None)
     for first in range(0, len(seeds), batch_size):
         batch = seeds[first:first + batch_size]
         part = lambda f, text: tell((first + len(batch) * f) / len(seeds), text)
         clips += [_as_clip(loaded, cfg, seed, wav, prompt)
-                  for seed, wav in zip(batch, _waveforms(loaded, cfg, request, batch, part, should_stop, batch_size))]
+                  for seed, wav in zip(batch, _waveforms(loaded, cfg, request, batch, part, should_stop, batch_size, heard))]
     tell(1.0, f'{sum(c.seconds for c in clips):g} s generated, seed {seeds[0]}')
     return clips
 
 # %% ../nbs/09_pipeline.ipynb #e5800c78
-def _waveforms(loaded, cfg, request, seeds, tell, should_stop, batch_size):
+def _waveforms(loaded, cfg, request, seeds, tell, should_stop, batch_size, heard):
     "One waveform per seed"
     if cfg.stitch == 'crossfade': return [_crossfaded(loaded, cfg, request, seed, tell, should_stop, batch_size) for seed in seeds]
     if request.columns is not None and not cfg.loop:
         with _Beside(loaded, request, len(seeds)) as beside:
-            _sample(loaded, cfg, request, seeds, tell, should_stop, beside)
+            _sample(loaded, cfg, request, seeds, tell, should_stop, lambda codes: (heard(codes), beside(codes)))
+            heard.finish()
             return [_end(loaded, wav) for wav in beside.finish()]
-    wavs, codes = [], _sample(loaded, cfg, request, seeds, lambda f, text: tell(0.7 * f, text), should_stop, lambda codes: None)
+    wavs, codes = [], _sample(loaded, cfg, request, seeds, lambda f, text: tell(0.7 * f, text), should_stop, heard)
+    heard.finish()
     for i, columns in enumerate(codes):
         if should_stop(): raise Stopped(f'stopped at sound {i + 1} of {len(seeds)}')
         tell(0.7 + 0.3 * i / len(seeds), f'Making sound {i + 1}/{len(seeds)}…')
@@ -445,27 +497,19 @@ def stream_audio(
     loaded: LoadedVQModel,
     cfg: ClipConfig = ClipConfig(),   # `duration_s=None`: without end
     prompt=None,                      # a waveform to go on from, mono at 48 kHz (t,)
-    should_stop=lambda: False,        # asked at every column; True ends it
+    should_stop=lambda: False,        # asked at every piece; True ends it
     every: int = 2,                   # columns that are made sound at once
 ):  # yields waveforms (t,) that follow each other
     "New sound while it is made"
     if cfg.loop or cfg.stitch == 'crossfade': raise ValueError("a stream goes on: it needs stitch='continue' and no loop")
     request, seed = _request(loaded, cfg, prompt), resolve_seed(cfg.sampling.seed)
-    labels, grid, stream, peak, given = request.label, GridDecoder(loaded), WaveformStream(loaded.spectrogram), PEAK, 0
-    columns = (c.codes for c in sample_columns(loaded.prior, cfg.sampling, [seed], labels, request.prompt, cfg.guidance))
+    columns = (c.codes for c in sample_columns(loaded.prior, cfg.sampling, [seed], request.label, request.prompt, cfg.guidance))
     if request.prompt is not None: columns = itertools.chain([request.prompt], columns)
-    frames = math.inf if request.n_samples is None else loaded.spectrogram.get_mel_shape(request.n_samples)[1]
-    while frames > 0:
-        codes = torch.cat([*itertools.islice(columns, 1 if given == 0 else every)])
+    stream, given = SoundStream(loaded, request.n_samples), 0
+    while request.columns is None or given < request.columns:
+        codes = torch.cat([*itertools.islice(columns, every if given else 1)])
         given += len(codes)
-        done = request.columns is not None and given >= request.columns
-        mel = grid.push(_grid(loaded, codes))
-        if done: mel = torch.cat([mel, grid.finish()], -1)
-        mel = mel[:, :None if frames == math.inf else frames]
-        frames -= mel.shape[-1]
-        if not mel.shape[-1]: continue
-        wav = torch.cat([stream.push(mel), *([stream.finish(request.n_samples)] if done else [])]).cpu()
-        if done: wav, frames = fade_out(wav, round(FADE_S * loaded.spectrogram_config.sample_rate)), 0
-        if len(wav): peak = max(peak, float(wav.abs().max()))
-        yield wav * (PEAK / peak)
+        wav = stream.push(codes)
+        if len(wav): yield wav
         if should_stop(): return
+    yield stream.finish()

@@ -105,11 +105,13 @@ def sample_one_shots(
     progress_callback=None,   # called with (fraction, text)
     should_stop=lambda: False,
     guidance: float = 1.0,    # how strongly the classes pull
+    on_columns=lambda codes: None,  # called with the codes of each column (b, bands·q)
 ) -> list:                    # codes of each row (w, bands·q)
     "Draw one sound per seed, each as long as the prior wants it to be"
     columns, length = [], torch.zeros(len(seeds), dtype=torch.long)
     for column in sample_columns(prior, cfg, seeds, labels, prompt, guidance):
         columns.append(column.codes)
+        on_columns(column.codes)
         length[(length == 0) & (column.ended | (len(columns) >= max_columns))] = len(columns)
         done = int((length > 0).sum())
         if done == len(seeds): break

@@ -1,5 +1,6 @@
 "Panels without a browser: widgets are objects whose values can be set and whose handlers can be called."
 import itertools, json, re, threading, time
+from datetime import datetime, timezone
 from dataclasses import replace
 
 import ipywidgets as widgets
@@ -11,9 +12,11 @@ from distill import generate_panel as generating
 from distill.audio import load_audio, read_audio
 from distill.export import FORMATS
 from distill.model import LoadedVQModel
-from distill.controls import STYLE, Job, SaveRow, as_html, bits_for, checked_name, free_path, in_words, rates_for, save_take
-from distill.generate_panel import SamplingControls, SeedRow, SoundControls, generate_panel, levels_text, parse_levels
-from distill.pipeline import Clip, regenerate
+from distill.controls import (STYLE, Job, SaveSettings, SoundCard, SoundPicker, Workspace, as_html, bits_for, checked_name, free_path,
+                              in_words, rates_for, save_take)
+from distill.generate_panel import (GeneratePanel, PresetRow, SamplingControls, SeedRow, SoundControls, TakeHistory, describe_take, levels_text,
+                                    parse_levels)
+from distill.pipeline import Clip, ClipConfig, regenerate
 from distill.prior import CodePrior, PriorConfig
 from distill.sampling import PER_LEVEL, PRESETS, SamplingConfig, Stopped, save_preset
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
@@ -29,13 +32,14 @@ def loaded():
     model = ConvVQVAE(vqvae).eval()
     for name, x in model.named_buffers():
         if name.endswith('embed'): x.normal_()
+        if name.endswith('initted'): x.fill_(True)
     return LoadedVQModel(model, CodePrior(prior).eval(), AudioSpectrogram(), torch.device('cpu'), SpectrogramConfig(),
                          vqvae, prior, metadata=dict(name='noise'))
 
 
 @pytest.fixture
 def panel(loaded, tmp_path):
-    panel = generate_panel(loaded, tmp_path)
+    panel = GeneratePanel(loaded, tmp_path)
     panel.sound.duration.value = 1
     yield panel
     panel.stop()
@@ -43,7 +47,12 @@ def panel(loaded, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def clip(): return Clip(torch.rand(4800) - .5, settings=dict(seed=1))
+def clip(): return Clip(torch.rand(4800) - .5, settings=dict(ClipConfig().to_dict(), seed=1))
+
+
+class Row(SoundCard):
+    "A card with save settings of its own."
+    def __init__(self, folder, clip, name='hat'): super().__init__(clip, name, SaveSettings(folder), parts=(b'RIFF', b''))
 
 
 def take(panel):
@@ -115,7 +124,7 @@ def test_ranges_and_defaults(panel):
         temperature=(.1, 2., 1.), top_p=(0., 1., .9), top_k=(0, 32, 0), repetition_penalty=(1., 2., 1.), min_p=(0., 1., 0.),
         typical_p=(0., 1., 0.), penalty_context=(1, 65_536, 64), crossfade=(0, 200, 50))
     assert (panel.sound.duration.min, panel.sound.duration.max, panel.sound.crossfade.step)==(1, 30, 10)
-    assert generate_panel(panel.loaded).sound.duration.value==10
+    assert GeneratePanel(panel.loaded).sound.duration.value==10
 
 
 @pytest.mark.parametrize('codes, most', [(2, 2), (128, 128), (512, 512), (4096, 512)])
@@ -208,19 +217,19 @@ def test_what_does_not_go_together_is_off():
 
 
 def test_kinds_of_sound(loaded):
-    assert generate_panel(loaded).sound.label not in everything(generate_panel(loaded))    # none to choose from
+    assert GeneratePanel(loaded).sound.label.layout.display=='none'    # none to choose from
     cfg = replace(loaded.prior_config, labels=('bells', 'drums'))
-    panel = generate_panel(replace(loaded, prior=CodePrior(cfg).eval(), prior_config=cfg))
+    panel = GeneratePanel(replace(loaded, prior=CodePrior(cfg).eval(), prior_config=cfg))
     panel.sound.label.value, panel.sound.duration.value = 'drums', 1
     take(panel)
-    assert panel.clip.settings['label']=='drums' and panel.sound.label in everything(panel)
+    assert panel.clip.settings['label']=='drums' and panel.sound.label.layout.display is None
 
 
 def test_until_it_ends_and_loops(panel):
     panel.sound.until_end.value = True
-    assert len(take(panel))==round(48_000*panel.clip.seconds) and panel.clip.settings['duration_s'] is None and not panel.player.loop
+    assert len(take(panel))==round(48_000*panel.clip.seconds) and panel.clip.settings['duration_s'] is None and not panel.takes.cards[0].player.loop
     panel.sound.until_end.value, panel.sound.loop.value = False, True
-    assert len(take(panel))==48_000 and panel.clip.settings['loop'] and panel.player.loop
+    assert len(take(panel))==48_000 and panel.clip.settings['loop'] and panel.takes.cards[0].player.loop
 
 
 def test_seed():
@@ -237,18 +246,19 @@ def test_every_control_is_explained(panel):
     for o in everything(panel):
         if not isinstance(o, (widgets.ValueWidget, widgets.Button)): continue
         if isinstance(o, (widgets.HTML, widgets.FloatProgress, widgets.Audio, widgets.Image)): continue
+        if o in [c.name for c in panel.takes.cards]: assert o.tooltip; continue    # what it is stands beside it
         assert o.tooltip and o.description and any(c.startswith('distill-') for c in o._dom_classes), o
 
 
 # --- saving
 @pytest.mark.parametrize('suffix', FORMATS)
 def test_whatever_is_on_offer_can_be_saved(suffix, clip, tmp_path):
-    row = SaveRow(tmp_path)
-    row.offer(clip, 'hat')
-    row.format.value = suffix
-    assert [o for _, o in row.rate.options]==list(rates_for(suffix)) and row.bits.options==bits_for(suffix)
-    for (_, rate), (_, bits) in itertools.product(row.rate.options, row.bits.options):
-        row.rate.value, row.bits.value = rate, bits
+    row = Row(tmp_path, clip)
+    to = row.settings
+    to.format.value = suffix
+    assert [o for _, o in to.rate.options]==list(rates_for(suffix)) and to.bits.options==bits_for(suffix)
+    for (_, rate), (_, bits) in itertools.product(to.rate.options, to.bits.options):
+        to.rate.value, to.bits.value = rate, bits
         path = row.save()
         assert path and read_audio(path).sample_rate==rate, row.status.value
         about = json.loads(path.with_name(f'{path.name}.json').read_text(encoding='utf-8'))
@@ -257,7 +267,7 @@ def test_whatever_is_on_offer_can_be_saved(suffix, clip, tmp_path):
 
 
 def test_choices_survive_where_they_can(tmp_path):
-    row = SaveRow(tmp_path)
+    row = SaveSettings(tmp_path)
     row.bits.value, row.rate.value = 24, 44_100
     for suffix, bits, rate in (('.flac', 24, 44_100), ('.mp3', 16, 44_100), ('.wav', 16, 44_100)):
         row.format.value = suffix
@@ -289,9 +299,7 @@ def test_a_name_that_passes_makes_a_file(tmp_path_factory, name):
 @pytest.mark.parametrize('name', ['', '  ', '.', '..', '.hidden', 'a/b', 'a\\b', '../x', 'a:b', 'a\0', 'a\nb', '<b>', 'con', 'LPT1.x',
                                   'x'*201, 'ä'*101, 'x.', '\ud800'])
 def test_names_that_no_system_should_see(name, clip, tmp_path):
-    row = SaveRow(tmp_path)
-    row.offer(clip, 'hat')
-    row.name.value = name
+    row = Row(tmp_path, clip, name)
     assert row.save() is None and 'distill-error' in row.status.value and isinstance(row.error, ValueError)
     assert not list(tmp_path.iterdir())
 
@@ -299,28 +307,16 @@ def test_names_that_no_system_should_see(name, clip, tmp_path):
 @pytest.mark.parametrize('folder, words', [('gone', 'there is no folder'), ('file', 'not a folder'), ('a\0', '')])
 def test_folders_that_do_not_work(folder, words, clip, tmp_path):
     (tmp_path/'file').touch()
-    row = SaveRow(tmp_path)
-    row.offer(clip, 'hat')
-    row.folder.value = str(tmp_path/folder)
+    row = Row(tmp_path, clip)
+    row.settings.folder.value = str(tmp_path/folder)
     assert row.save() is None and words in row.status.value and 'distill-error' in row.status.value
 
 
 def test_a_full_disk(clip, tmp_path, monkeypatch):
     def full(*_): raise OSError(28, 'No space left on device')
     monkeypatch.setattr('os.replace', full)
-    row = SaveRow(tmp_path)
-    row.offer(clip, 'hat')
+    row = Row(tmp_path, clip)
     assert row.save() is None and 'the disk is full' in row.status.value and not list(tmp_path.iterdir())
-
-
-def test_a_typed_name_stays(clip, tmp_path):
-    row = SaveRow(tmp_path)
-    row.offer(clip, 'one')
-    row.offer(clip, 'two')
-    assert row.name.value=='two'
-    row.name.value = 'mine'
-    row.offer(clip, 'three')
-    assert row.name.value=='mine'
 
 
 # --- the panel
@@ -332,8 +328,9 @@ def test_take(panel, tmp_path):
     wav = take(panel)
     assert wav.shape==(120_000,)
     assert any('Generating chunk 2/3…' in o for o in said) and 'Done' in said[-1]
-    assert panel.player.value[:4]==b'RIFF' and panel.picture.value[1:4]==b'PNG'
-    path = panel.saving.save()
+    card = panel.takes.cards[0]
+    assert card.player.value[:4]==b'RIFF' and card.picture.value[1:4]==b'PNG'
+    path = card.save()
     about = json.loads(path.with_name(f'{path.name}.json').read_text(encoding='utf-8'))
     assert about['sampling']['temperature']==.7 and (about['duration_s'], about['overlap_ms'])==(2.5, 120)
     assert about['sampling']['min_p']==[.1, 0]
@@ -354,7 +351,7 @@ def test_seed_decides(panel):
 def test_buttons_follow_the_work(panel, monkeypatch):
     go, takes = threading.Event(), []
     def slow(*args): takes.append(args); go.wait(10); raise Stopped('enough')
-    monkeypatch.setattr(generating, 'make_take', slow)
+    monkeypatch.setattr(generating, 'make_takes', slow)
     started = time.perf_counter()
     panel.go.click()
     assert time.perf_counter() - started < .5    # the click itself does no work
@@ -382,11 +379,11 @@ def test_stop(panel):
 def test_progress_after_stop_is_not_shown(panel, monkeypatch):
     "What was on its way when Stop was clicked does not cover up that it was heard."
     go = threading.Event()
-    def slow(loaded, cfg, progress_callback, should_stop):
+    def slow(loaded, cfg, count, prompt, progress_callback, should_stop, on_sound):
         go.wait(10)
         progress_callback(.5, 'Generating chunk 2/4…')
         raise Stopped('enough')
-    monkeypatch.setattr(generating, 'make_take', slow)
+    monkeypatch.setattr(generating, 'make_takes', slow)
     said = []
     panel.go.click()
     panel.halt.click()
@@ -398,15 +395,15 @@ def test_progress_after_stop_is_not_shown(panel, monkeypatch):
 
 def test_failure_leaves_the_last_take(panel, monkeypatch):
     take(panel)
-    last, sound = panel.clip, panel.player.value
-    monkeypatch.setattr(generating, 'spectrogram_png', lambda clip: 1/0)
+    last = panel.clip
+    monkeypatch.setattr(generating, 'card_parts', lambda clip: 1/0)
     panel.go.click()
     assert panel.wait(10) and isinstance(panel.error, ZeroDivisionError)
-    assert 'distill-error' in panel.status.value and panel.clip is last and panel.player.value==sound and not panel.go.disabled
+    assert 'distill-error' in panel.status.value and panel.clip is last and not panel.go.disabled
 
 
 def test_without_a_prior(loaded):
-    panel = generate_panel(replace(loaded, prior=None))
+    panel = GeneratePanel(replace(loaded, prior=None))
     panel.go.click()
     panel.generate()
     assert panel.go.disabled and not panel.job.running and 'no prior yet' in panel.status.value
@@ -414,8 +411,166 @@ def test_without_a_prior(loaded):
 
 @pytest.mark.parametrize('name', [None, '', '<script>alert(1)</script>', '../../x', 'ä'*300, 7])
 def test_names_of_models(loaded, name, tmp_path):
-    panel = generate_panel(replace(loaded, metadata={} if name is None else dict(name=name)), tmp_path)
+    panel = GeneratePanel(replace(loaded, metadata={} if name is None else dict(name=name)), tmp_path)
     panel.sound.duration.value = 1
     take(panel)
-    assert panel.saving.save().parent==tmp_path
+    assert panel.takes.cards[0].save().parent==tmp_path
     assert all('<script' not in o.value for o in everything(panel) if isinstance(o, widgets.HTML))
+
+
+# --- a model that comes later, or goes
+def test_a_panel_meets_its_model(loaded, tmp_path):
+    workspace = Workspace()
+    panel = GeneratePanel(workspace, tmp_path)
+    panel.generate()
+    assert panel.go.disabled and 'no model yet' in panel.status.value and not panel.job.running
+    panel.sampling.knobs['top_k'].value = 100
+    workspace.loaded = loaded
+    assert not panel.go.disabled and panel.sampling.knobs['top_k'].value==32 and 'noise' in panel.title.value
+    workspace.loaded = replace(loaded, prior=None)
+    assert panel.go.disabled and 'train-prior' in panel.status.value
+
+
+def test_a_take_remembers_the_model_that_made_it(panel, loaded):
+    take(panel)
+    panel.workspace.loaded = replace(loaded, metadata=dict(name='another'))
+    take(panel)
+    assert [c.name.value.split('-')[0] for c in panel.takes.cards]==['another', 'noise']
+
+
+# --- what is heard
+def test_what_is_heard_is_the_take(panel):
+    sent = []
+    panel.listener.send = lambda message, buffers=(): sent.append((message, buffers))
+    wav = take(panel)
+    heard = torch.frombuffer(bytearray(b''.join(b for _, buffers in sent for b in buffers)), dtype=torch.float32)
+    assert [m['kind'] for m, _ in sent][:2]==['silence', 'begin'] and sent[-1][0]['kind']=='end' and len(heard)==len(wav)
+    panel.listen.value, panel.listener.sent = False, 0
+    take(panel)
+    assert panel.listener.sent==0
+
+
+@pytest.mark.parametrize('what', ['loop', 'kit', 'pieces'])
+def test_what_cannot_be_heard_before_it_is_done(panel, what):
+    if what=='loop': panel.sound.loop.value = True
+    if what=='kit': panel.sound.count.value = 2
+    if what=='pieces': panel.sound.stitch.value = 'crossfade'
+    take(panel)
+    assert panel.listener.number==0 and len(panel.takes.cards)==1 + (what=='kit')
+
+
+def test_nothing_is_heard_after_stop(panel, monkeypatch):
+    "Work that does not notice is given up, and what it still has to say nobody hears."
+    go, late = threading.Event(), threading.Event()
+    def deaf(loaded, cfg, count, prompt, progress_callback, should_stop, on_sound):
+        go.wait(10)
+        progress_callback(.9, 'too late')
+        on_sound(torch.zeros(10))
+        late.set()
+    monkeypatch.setattr(generating, 'make_takes', deaf)
+    panel.go.click()
+    started = time.perf_counter()
+    panel.halt.click()
+    assert panel.wait(5) and time.perf_counter() - started < 1 and 'Stopped' in panel.status.value and not panel.go.disabled
+    go.set()
+    assert late.wait(5) and 'Stopped' in panel.status.value and panel.listener.sent==0
+
+
+# --- takes
+def test_kit(panel):
+    panel.sound.count.value = 3
+    panel.sampling.seed.set(5)
+    take(panel)
+    assert [c.clip.settings['sampling']['seed'] for c in panel.takes.cards]==[2005, 1005, 5] and '3 takes' in panel.status.value
+
+
+def test_old_takes_make_room(loaded, clip, tmp_path):
+    history = TakeHistory(Workspace(), SaveSettings(tmp_path))
+    first = history.add(clip, (b'', b''))
+    first.keep.value = True
+    for _ in range(history.most + 3): history.add(replace(clip), (b'', b''))
+    assert len(history.cards)==history.most + 1 and history.cards[-1] is first and len(history.workspace.sounds)==len(history.cards)
+
+
+def test_discard_and_undo(clip, tmp_path):
+    "In any order, nothing is lost and the order stays."
+    history = TakeHistory(Workspace(), SaveSettings(tmp_path))
+    cards = [history.add(replace(clip), (b'', b'')) for _ in range(4)]
+    assert history.undo.disabled and history.save_kept.disabled
+    cards[2].keep.value = True
+    cards[1].discard.click()
+    history.clear.click()
+    assert history.cards==[cards[2]] and [c for _, c in history.workspace.sounds]==[cards[2].clip]
+    history.undo.click()
+    history.undo.click()
+    assert history.cards==cards[::-1] and history.undo.disabled
+    history.bring_back()
+    history.save_kept.click()
+    assert 'Saved 1 of 1' in history.status.value and len(list(tmp_path.glob('*.wav')))==1
+    history.settings.folder.value = str(tmp_path/'gone')
+    history.save_kept.click()
+    assert 'Saved 0 of 1' in history.status.value and 'distill-error' in history.status.value
+
+
+def test_settings_of_a_take_come_back(panel):
+    panel.sampling.choose('creative')
+    panel.sampling.levels.value = 'top-k 5, 6'
+    panel.sound.duration.value = 2.5
+    first = take(panel)
+    panel.sampling.choose('greedy')
+    panel.sound.until_end.value = True
+    panel.takes.cards[0].restore.click()
+    assert torch.equal(take(panel), first)
+
+
+def test_go_on(panel):
+    first = take(panel)
+    panel.takes.cards[0].go_on.click()
+    panel.prompt.seconds.value = .5
+    wav = take(panel)
+    assert len(wav)>len(first) and panel.clip.settings['prompt_s']==.5
+    panel.takes.cards[1].discard.click()    # the take it goes on from
+    assert panel.prompt.picker.source.value=='nothing'
+    panel.takes.cards[0].restore.click()
+    assert 'is gone' in panel.status.value
+
+
+def test_a_prompt_that_is_no_sound(panel, tmp_path):
+    panel.prompt.picker.source.value = 'file'
+    panel.go.click()
+    assert 'choose a sound' in panel.status.value.lower() and not panel.job.running
+    panel.prompt.picker.path.value = str(tmp_path/'gone.wav')
+    panel.go.click()
+    assert 'gone.wav' in panel.status.value and 'distill-error' in panel.status.value and not panel.go.disabled
+
+
+def test_an_upload(tmp_path, clip):
+    clip.save(tmp_path/'a.wav')
+    picker = SoundPicker(Workspace(), 'Sound', 'x', 'tip')
+    picker.upload.set_trait('value', ({'name': '../<b>.wav', 'type': 'audio/wav', 'size': 1, 'content': memoryview((tmp_path/'a.wav').read_bytes()),
+                                       'last_modified': datetime.now(timezone.utc)},))
+    name, wav = picker.sound()
+    assert picker.source.value=='upload' and name=='<b>' and len(wav)==4800
+
+
+def test_describe_take(clip):
+    assert describe_take(replace(clip, settings=ClipConfig(sampling=SamplingConfig(seed=3, top_k=(5, 6))).to_dict()))=='0.1 s · seed 3 · top-k 5, 6'
+
+
+def test_preset_row(monkeypatch, tmp_path):
+    monkeypatch.setenv('DISTILL_HOME', str(tmp_path))
+    controls = SamplingControls(512)
+    row = PresetRow(controls)
+    controls.knobs['temperature'].value = .3
+    row.name.value = 'calm'
+    row.keep.click()
+    assert controls.preset.value=='saved calm' and 'Kept' in row.said.value
+    controls.choose('panel')
+    controls.choose('saved calm')
+    assert controls.config().temperature==.3
+    row.forget.click()
+    assert controls.preset.value=='own' and 'forgotten' in row.said.value
+    for name, do in (('calm', row.forget), ('greedy', row.keep), ('', row.keep)):
+        row.name.value = name
+        do.click()
+        assert 'distill-error' in row.said.value, name

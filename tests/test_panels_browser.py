@@ -10,19 +10,19 @@ from playwright.sync_api import sync_playwright    # noqa: E402
 from browser import Panel, lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
 
 PANEL = '''from distill.model import load_model
-from distill.generate_panel import generate_panel
-generate_panel(load_model('tiny.distill', 'cpu'), folder='takes')'''
+from distill.generate_panel import GeneratePanel
+GeneratePanel(load_model('tiny.distill', 'cpu'), folder='takes')'''
 # a model as slow as a large one on a small machine, one that is broken, and one without a prior
 TROUBLE = '''import time
 from dataclasses import replace
 import ipywidgets as widgets
 from distill.model import load_model
-from distill.generate_panel import generate_panel
+from distill.generate_panel import GeneratePanel
 slow, good = load_model('tiny.distill', 'cpu'), load_model('tiny.distill', 'cpu')
 step = slow.prior.step
 slow.prior.step = lambda *args: (time.sleep(0.02), step(*args))[1]
 models = dict(slow=slow, broken=replace(good, prior_config=None), mute=replace(good, prior=None))
-widgets.VBox([generate_panel(o).add_class(name) for name, o in models.items()])'''
+widgets.VBox([GeneratePanel(o).add_class(name) for name, o in models.items()])'''
 LISTEN = '''hook => { const el = document.querySelector(hook); window.said = [];
     new MutationObserver(() => window.said.push([performance.now(), el.innerText.trim()]))
         .observe(el, {subtree: true, childList: true, characterData: true}) }'''
