@@ -416,7 +416,7 @@ def mel_png(
     image.imsave(out, mel.float().clamp(low, high).numpy(), vmin=low, vmax=high + 1e-6, cmap='magma', origin='lower', format='png')
     return out.getvalue()
 
-# %% ../nbs/08c_live.ipynb #729525f0
+# %% ../nbs/08c_live.ipynb #2594edd3
 def _original(example, seconds):  # the file as it is; if it is gone, what its spectrogram still knows
     from distill.audio import AudioError, load_audio
     try: return load_audio(example['file']).wav[:round(48_000 * seconds)]
@@ -428,7 +428,7 @@ def _as_wave(example, which):  # (t,) at 48 kHz
 
 def example_sounds(example: dict) -> dict:  # of 'before' and 'after', mp3 files
     "An example as sound"
-    from distill.export import encode_sound
+    from distill.audio import encode_sound
     after = _as_wave(example, 'after')
     waves = dict(after=after) | (dict(before=_original(example, len(after) / 48_000)) if 'before' in example else {})
     return {which: encode_sound(wav.clamp(-1, 1), '.mp3') for which, wav in waves.items()}
@@ -467,12 +467,12 @@ LIVE_STYLE = """<style>
 .distill-example audio { width: 100% }
 </style>"""
 
-# %% ../nbs/08c_live.ipynb #0b6392a4
+# %% ../nbs/08c_live.ipynb #dcbb7105
 _CAPTIONS = dict(before='{}, held out: as it is', first='as it was drawn at first', after='as it is drawn now', made='a new sound, as it is made now')
 
 def example_parts(example: dict) -> dict:  # which → (caption, PNG)
     "What there is to see of an example"
-    top = max(float(example[which].max()) for which in ('before', 'after') if which in example)
+    top = float(example.get('before', example['after']).max())             # one range of colours for all
     which = ('before', 'first', 'after') if 'before' in example else ('after',)
     caption = lambda w: _CAPTIONS['made' if w == 'after' and 'before' not in example else w].format(Path(example.get('file') or 'a sound').name)
     return {w: (caption(w), mel_png(example[w], top - 8, top)) for w in which}
@@ -502,7 +502,7 @@ class _Pace:
         took = self.clock() - began
         self.spent, self.next = self.spent + took, began + max(self.at_least, took / self.share)
 
-# %% ../nbs/08c_live.ipynb #50eb09a8
+# %% ../nbs/08c_live.ipynb #307cb75f
 def _silence():  # a player with no sound at all would log an error in the browser
     import torch
     from distill.audio import encode_sound
@@ -524,7 +524,7 @@ class Dashboard:
         self.began, self.draw_pace, self.example_pace = clock(), _Pace(clock, 0.007, 1.0), _Pace(clock, 0.007, 1.0)
         self.head, self.charts, self.notes = (widgets.HTML().add_class(f'distill-live-{name}') for name in ('head', 'charts', 'notes'))
         self.boxes, self.shown = {which: _example_box(which) for which in ('before', 'first', 'after', 'made')}, {}
-        examples = widgets.HBox([*self.boxes.values()], layout=dict(flex_flow='row wrap', width='100%'))
+        examples = widgets.HBox([*self.boxes.values()], layout=dict(flex_flow='row wrap', width='calc(100% - 4px)'))
         style = widgets.HTML(LIVE_STYLE, layout=dict(display='none'))
         self.widget = widgets.VBox([style, self.head, self.charts, examples, self.notes]).add_class('distill-live')
         training.listeners.append(self.hear)

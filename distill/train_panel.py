@@ -288,10 +288,11 @@ def stop(self: TrainPanel):
 
 TrainPanel.start, TrainPanel.go_on, TrainPanel.stop = start, go_on, stop
 
-# %% ../nbs/13c_train_panel.ipynb #83af57f1
+# %% ../nbs/13c_train_panel.ipynb #acda13ff
 def _finish(self, loaded, error):
     "What there is to say when it is over"
     self.training.finish()
+    if not self.training.stages: self.live.children = []          # there is nothing to see
     if error: return _failed(self, error)
     self.loaded, learned = loaded, loaded.metadata['scores'].get('log_mel_l1') is not None
     words = f'after {time_words(60 * loaded.metadata["minutes"])} of training'
