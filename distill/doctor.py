@@ -109,7 +109,7 @@ def measure_training(
 ) -> TrainingEstimate:
     "Train both stages for a few steps, and look at the clock"
     device, settings = pick_device(device), stage_1_settings(collection, vqvae, from_scratch)
-    budget, brief = Budget(steps=TRIAL_STEPS), lambda training: replace(training, validations=1, patience=1.0)
+    budget, brief = Budget(steps=TRIAL_STEPS), lambda training: replace(training, validations=2, patience=1.0)   # the first look is slower
     watch = _Stopwatch(part_of_progress(progress_callback, 0, 0.5))
     model, _ = train_vqvae(collection, settings.cfg, brief(settings.training), budget, device, watch, start=settings.start)
     one = watch.cost(finish=_measuring_seconds(model, collection, settings.cfg, device))
