@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRETRAINING_DATA', 'PRETRAINING', 'QUANTIZED_SHARE', 'QUANTIZED_RATE', 'BASE_CODES', 'BASE_FORMAT', 'BASE_FILE',
-           'PretrainingWindows', 'Pretraining', 'BaseModel', 'pretrain', 'fit_codebooks', 'base_tensors', 'base_path',
-           'save_base', 'load_base', 'start_from_base', 'fitting_base']
+           'PretrainingWindows', 'Pretraining', 'BaseModel', 'go_on_from', 'pretrain', 'fit_codebooks', 'base_tensors',
+           'base_path', 'save_base', 'load_base', 'start_from_base', 'fitting_base']
 
 # %% ../nbs/08a_base.ipynb #2e5567a4
 import json
@@ -76,7 +76,7 @@ class Pretraining(Objective):
 PRETRAINING_DATA = DatasetConfig(valid_fraction=0.05, gain_db=(-14.0, 6.0), tilt_db=3.0, eq_db=2.0, mix_probability=0.15,
                                  speed_semitones=9.0, speed_copies=3)
 PRETRAINING = TrainingConfig(ema_decay=0.999, validations=20, patience=1.0, keep='last')
-QUANTIZED_SHARE, QUANTIZED_RATE = 0.14, 6e-4   # of the time, for the second sitting; its learning rate
+QUANTIZED_SHARE, QUANTIZED_RATE = 0.5, 6e-4   # of the time, for the second sitting; its learning rate
 BASE_CODES = VQVAEConfig(decay=0.97, dead_code_share=0.2)
 
 # %% ../nbs/08a_base.ipynb #a2ee31a5
@@ -85,6 +85,23 @@ class BaseModel(NamedTuple):
     tensors: dict  # name → half precision; of the encoder, the decoder and the normalisation
     about: dict    # ready for JSON
 
+# %% ../nbs/08a_base.ipynb #76cea28b
+def go_on_from(
+    model: ConvVQVAE,   # fresh
+    base: BaseModel,
+):
+    "Take over all that fits; what the base model has not got yet, such as residual blocks, stays as it begins"
+    own = model.state_dict()
+    known = {name: x.to(own[name].dtype) for name, x in base.tensors.items() if name in own and own[name].shape == x.shape}
+    model.load_state_dict({**own, **known})
+    codebooks = base.tensors.get(f'codebooks.{model.cfg.codebook_size}x{model.cfg.n_quantizers}')
+    if codebooks is not None: model.quantizer.set_codebooks(codebooks.to(model.device, own['norm.mean'].dtype))
+
+def _sittings(start):  # (with codes, share of the budget, learning rate) of each
+    second = (True, 1.0 if start else QUANTIZED_SHARE, QUANTIZED_RATE)
+    return [second] if start else [(False, 1 - QUANTIZED_SHARE, PRETRAINING.learning_rate), second]
+
+# %% ../nbs/08a_base.ipynb #3f0e7c20
 def pretrain(
     folder,                          # recordings, searched with its sub-folders
     minutes: float = 60.0,           # time box, the preparation aside
@@ -92,6 +109,7 @@ def pretrain(
     seed: int = 0,
     n_synthesised: int = 4000,       # synthesised sounds at hand at any time
     cfg: VQVAEConfig = BASE_CODES,   # code dimension, channels, activation, and the codes of the second sitting
+    start: BaseModel = None,         # a base model to go on from, with the second sitting alone
     device=None,
     progress_callback=None,          # called with (fraction, text)
     should_stop=lambda: False,
@@ -107,7 +125,8 @@ def pretrain(
         model.norm.measure(windows.mels, collection.spectrogram.cfg.log_floor)
         model.quantizer.set_batch(PRETRAINING.batch_size * 48)
         held_out, results, low = excerpt(collection.valid, 20_000), [], 0.04
-        for quantized, share, rate in ((False, 1 - QUANTIZED_SHARE, PRETRAINING.learning_rate), (True, QUANTIZED_SHARE, QUANTIZED_RATE)):
+        if start: go_on_from(model, start)
+        for quantized, share, rate in _sittings(start):
             budget = Budget(steps=max(1, round(share * steps))) if steps else Budget(minutes=share * minutes)
             results.append(train(Pretraining(model, held_out, quantized), windows, replace(PRETRAINING, learning_rate=rate, seed=seed),
                                  budget, device, tell(low, low + 0.95 * share), should_stop, on_event=on_event))
@@ -117,7 +136,7 @@ def pretrain(
     about = dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                  recordings=len(collection.names), seconds=round(collection.seconds), collection=collection.files.fingerprint,
                  synthesised=windows.made, shape=_shape(cfg), steps=[r.steps for r in results], minutes=[round(r.seconds / 60, 1) for r in results], seed=seed,
-                 held_out_log_mel_l1=[round(r.best, 4) for r in results], library_version=__version__)
+                 held_out_log_mel_l1=[round(r.best, 4) for r in results], before=start and start.about, library_version=__version__)
     return BaseModel(base_tensors(model, codebooks), about)
 
 # %% ../nbs/08a_base.ipynb #71b090b8
@@ -134,7 +153,8 @@ def fit_codebooks(model, windows, codebook_size, n_quantizers, batches=150):  # 
 
 _PARTS = ('encoder.', 'decoder.', 'norm.')
 
-def _shape(cfg): return dict(code_dim=cfg.code_dim, channels=list(cfg.channels), activation=cfg.activation, dropout=cfg.dropout)
+def _shape(cfg):
+    return dict(code_dim=cfg.code_dim, channels=list(cfg.channels), activation=cfg.activation, dropout=cfg.dropout, residual_blocks=cfg.residual_blocks)
 
 def base_tensors(
     model: ConvVQVAE,
@@ -188,9 +208,7 @@ def start_from_base(
     if not parts <= set(base.tensors) or any(own[name].shape != base.tensors[name].shape for name in parts):
         raise ValueError(f'the base model does not fit code_dim={model.cfg.code_dim}, channels={model.cfg.channels}: '
                          'train from scratch, or keep to the default shape')
-    model.load_state_dict({**own, **{name: base.tensors[name].to(own[name].dtype) for name in parts}})
-    codebooks = base.tensors.get(f'codebooks.{model.cfg.codebook_size}x{model.cfg.n_quantizers}')
-    if codebooks is not None: model.quantizer.set_codebooks(codebooks.to(model.device, own['norm.mean'].dtype))
+    go_on_from(model, base)
 
 def fitting_base(
     cfg: VQVAEConfig,
@@ -200,4 +218,4 @@ def fitting_base(
     path = Path(path) if path else base_path()
     if not path.exists(): return None
     base = load_base(path)
-    return base if all(base.about['shape'][name] == value for name, value in _shape(cfg).items()) else None
+    return base if all(base.about['shape'].get(name) == value for name, value in _shape(cfg).items()) else None

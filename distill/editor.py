@@ -22,7 +22,7 @@ from .audio import load_audio
 from .codes import CodeGrid, CodesError, Region, band_edges, check_codes, column_edges, encode
 from .model import LoadedVQModel
 from .controls import Job, in_words
-from .pipeline import Clip, GridDecoder, decode_to_mel, limit_peak
+from .pipeline import Clip, decode_to_mel, limit_peak
 from .sampling import SamplingConfig, Stopped
 from .spectrogram import MelBands, _overlap_add, mel_to_magnitudes, peak_phase, phase_noise
 from .vqvae import STRIDE
@@ -186,7 +186,7 @@ def _update(
     grid: CodeGrid,    # of the same model, and of any length
 ) -> Change:
     "Become another grid; only what differs is decoded, and its surroundings"
-    margin, mel, wav, mels, wavs = GridDecoder.margin, self.mel, self.wav, [], []
+    margin, mel, wav, mels, wavs = self.loaded.vqvae_config.reach, self.mel, self.wav, [], []
     spans, moved = changed_spans(self.grid, grid, margin)
     for first, last in spans:
         low, high = max(0, first - margin), min(grid.columns, last + margin)       # what the decoder's view reaches

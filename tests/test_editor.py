@@ -9,7 +9,8 @@ from distill import editor as module
 from distill.codes import CodeGrid, CodesError, Region, decode
 from distill.editor import OPERATIONS, CodeEditor, History, IncrementalDecoder, Version, changed_spans, mend_waveform, region_text
 from distill.model import LoadedVQModel
-from distill.pipeline import GridDecoder, decode_codes, decode_to_mel
+from distill.pipeline import decode_codes, decode_to_mel
+from distill.vqvae import VQVAEConfig
 from distill.prior import CodePrior, PriorConfig
 from distill.sampling import Stopped
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
@@ -100,13 +101,13 @@ def test_a_small_edit_is_small_work(loaded, make):
     grid = make(176)
     decoder = IncrementalDecoder(loaded, grid)
     change = decoder.update(grid.randomise(grid.select(seconds=(15.1, 15.15)), seed=1))
-    assert sum(p.new.shape[1] for p in change.mel) <= 16*(1 + 2*GridDecoder.margin)
+    assert sum(p.new.shape[1] for p in change.mel) <= 16*(1 + 2*loaded.vqvae_config.reach)
     assert sum(len(p.new) for p in change.wav) < 1.6*48_000
 
 
 @pytest.mark.parametrize('margin', [2, 4])
 def test_it_follows_the_decoder_that_sees_further(loaded, make, margin, monkeypatch):
-    monkeypatch.setattr(GridDecoder, 'margin', margin)
+    monkeypatch.setattr(VQVAEConfig, 'reach', margin)
     grid = make(30)
     spans, moved = changed_spans(grid, grid.randomise(grid.select(seconds=(1.1, 1.15)) | grid.select(seconds=(2.2, 2.21)), seed=1), margin)
     assert len(spans)==(2 if margin==2 else 1) and moved==0
