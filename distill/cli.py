@@ -6,23 +6,23 @@
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
            'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'Lufs', 'Width', 'Dither',
            'Title', 'Artist', 'Album', 'Genre', 'Comment', 'AsJson', 'Quick', 'Resume', 'Events', 'TensorBoard',
-           'Varispeed', 'Mix', 'Eq', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'BaseSeed',
-           'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt', 'PromptSeconds', 'Count',
-           'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP', 'TypicalP', 'Argmax',
-           'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut', 'Codes',
-           'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes',
-           'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel',
-           'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain',
-           'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option',
-           'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
-           'export_config', 'progress', 'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor',
-           'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue',
-           'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines',
-           'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior',
-           'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
-           'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'fact_words', 'clips_at_once',
-           'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate',
-           'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
+           'Varispeed', 'Mix', 'Eq', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'BaseStart',
+           'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
+           'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
+           'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
+           'Codes', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds',
+           'BenchMinutes', 'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder',
+           'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused',
+           'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands',
+           'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
+           'sound_target', 'file_form', 'export_config', 'progress', 'part', 'columns', 'clock', 'file_table',
+           'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events',
+           'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines',
+           'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit',
+           'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed',
+           'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'fact_words',
+           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
+           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
            'reconstruct_file', 'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'beginning',
            'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model',
            'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture',
@@ -695,18 +695,19 @@ BaseOut = option(Path, 'The base model to write; .safetensors is added when it h
                  '--out', '-o', metavar='FILE')
 LongMinutes = option(Optional[float], 'How long it may take, in minutes; 60 when nothing is given.', callback=_positive)
 Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer.', min=1, max=100_000_000)
+BaseStart = option(Optional[Path], 'A base model to go on from: it has learned to see, and goes on with its codes.', '--start', metavar='FILE')
 BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
 
 @command
-def pretrain(folder:Folder, out:BaseOut, minutes:LongMinutes=None, steps:Steps=None, seed:BaseSeed=0,
+def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinutes=None, steps:Steps=None, seed:BaseSeed=0,
              device:Device=None, as_json:AsJson=False):
     "Train a base model on recordings of all kinds, for other models to start from."
-    from distill.base import base_path, pretrain, save_base
+    from distill.base import base_path, load_base, pretrain, save_base
     if minutes and steps: raise typer.BadParameter('give either --minutes or --steps.')
-    target, stop = base_target(out), Stopper()
+    target, stop, before = base_target(out), Stopper(), start and load_base(start)
     with watch(minutes=None if steps else minutes or 60.0) as (bar, seen), stop.listening():
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        base = pretrain(folder, minutes or 60.0, steps, seed, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
+        base = pretrain(folder, minutes or 60.0, steps, seed, start=before, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
     if stop() and not is_number(base.about['held_out_log_mel_l1'][-1]):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)

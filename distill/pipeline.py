@@ -41,8 +41,9 @@ def encode_waveform(
 # %% ../nbs/09_pipeline.ipynb #7d25a5ce
 class GridDecoder:
     "Columns of codes in, log-mel out as soon as it is final"
-    margin, block = 2, 16   # columns on either side that a column depends on; columns that are decoded at once
-    def __init__(self, loaded: LoadedVQModel): self.loaded, self.codes, self.first = loaded, None, 0
+    block = 16   # columns that are decoded at once
+    def __init__(self, loaded: LoadedVQModel):
+        self.loaded, self.codes, self.first, self.margin = loaded, None, 0, loaded.vqvae_config.reach
 
     def push(self, codes):  # more columns of the grid (bands, w, q) -> natural-log mel (m, f)
         "Take more columns, give the frames that are now final"
