@@ -9,7 +9,7 @@ from distill import editor as module
 from distill.codes import CodeGrid, CodesError, Region, decode
 from distill.editor import OPERATIONS, CodeEditor, History, IncrementalDecoder, Version, changed_spans, mend_waveform, region_text
 from distill.model import LoadedVQModel
-from distill.vqvae import VQVAEConfig
+from distill.pipeline import decode_codes, decode_to_mel
 from distill.prior import CodePrior, PriorConfig
 from distill.sampling import Stopped
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
