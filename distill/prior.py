@@ -279,12 +279,6 @@ class CodePrior(nn.Module):
         "Tell the prior what its codes stand for; the vectors are scaled to a variance of 1"
         self.vectors.copy_(codebooks / codebooks.std().clamp(min=1e-8))
 
-    def count(self, sounds):  # `CodeExcerpt`s
-        "Remember how often each code occurs in each band at each level"
-        cfg = self.cfg
-        codes = torch.cat([e.codes for e in sounds]).view(-1, cfg.n_bands, cfg.n_quantizers)
-        self.seen.copy_(F.one_hot(codes, cfg.codebook_size).sum(0))
-
     def sums(self, codes, known=None):  # codes of places (b, p, q); which of them count (b, p, q) -> (b, p, c)
         "The vectors that the places stand for"
         part = lambda level: self.vectors[level][codes[..., level]] * (1 if known is None else known[..., level, None])
@@ -306,19 +300,6 @@ class CodePrior(nn.Module):
         for block in self.blocks: x = block(x, keys_values, sight)
         return self.norm(x)
 
-    def surroundings(self, codes, known):  # (b, p, q) -> (b, p, f)
-        "What the straight guess is made from: all vectors around a place that are known, and its band"
-        given, bands = known.all(-1), self.cfg.n_bands
-        ahead = look_ahead(torch.cat([self.sums(codes, known), known.to(self.vectors.dtype)], -1), bands)
-        own = ahead.shape[-1] // len(AHEAD)
-        band = torch.eye(bands, device=codes.device).repeat(codes.shape[1] // bands, 1).expand(len(codes), -1, -1)
-        return torch.cat([bridge_context(self.sums(codes), bands, given), ahead[..., own:], band], -1)
-
-    def answer(self, states, codes, known=None):  # (b, p, d), (b, p, q), as for `read` -> logits (b, p, q, k)
-        "From states to logits"
-        logits = self.levels(states, codes, self.vectors)
-        return logits if known is None else self.guess(logits, self.guess.mean(self.surroundings(codes, known)), codes, self.vectors)
-
     def ends(self, states):  # (b, p, d) of whole columns -> logits (b, w) that the sound ends with the column
         "Seen from the last place of each column"
         return self.end(states[:, self.cfg.n_bands - 1::self.cfg.n_bands])[..., 0]
@@ -330,6 +311,28 @@ class CodePrior(nn.Module):
         codes = F.pad(codes, (0, -n % q)).unflatten(1, (-1, q))
         if known is not None: known = known.unflatten(1, (-1, q))
         return self.answer(self.read(codes, onsets, labels, known=known), codes, known).flatten(1, 2)[:, :n]
+
+# %% ../nbs/06_prior.ipynb #f666f91c
+def _count(self: CodePrior, sounds):  # `CodeExcerpt`s
+    "Remember how often each code occurs in each band at each level"
+    cfg = self.cfg
+    codes = torch.cat([e.codes for e in sounds]).view(-1, cfg.n_bands, cfg.n_quantizers)
+    self.seen.copy_(F.one_hot(codes, cfg.codebook_size).sum(0))
+
+def _surroundings(self: CodePrior, codes, known):  # (b, p, q) -> (b, p, f)
+    "What the straight guess is made from: all vectors around a place that are known, and its band"
+    given, bands = known.all(-1), self.cfg.n_bands
+    ahead = look_ahead(torch.cat([self.sums(codes, known), known.to(self.vectors.dtype)], -1), bands)
+    own = ahead.shape[-1] // len(AHEAD)
+    band = torch.eye(bands, device=codes.device).repeat(codes.shape[1] // bands, 1).expand(len(codes), -1, -1)
+    return torch.cat([bridge_context(self.sums(codes), bands, given), ahead[..., own:], band], -1)
+
+def _answer(self: CodePrior, states, codes, known=None):  # (b, p, d), (b, p, q), as for `read` -> logits (b, p, q, k)
+    "From states to logits"
+    logits = self.levels(states, codes, self.vectors)
+    return logits if known is None else self.guess(logits, self.guess.mean(self.surroundings(codes, known)), codes, self.vectors)
+
+CodePrior.count, CodePrior.surroundings, CodePrior.answer = _count, _surroundings, _answer
 
 # %% ../nbs/06_prior.ipynb #0b47110d
 class _Dense(NamedTuple):
@@ -968,7 +971,5 @@ def train_prior(
         result = train(objective, batches, cfg, budget.after(spent() + aside), device,
                        part_of_progress(progress_callback, ENCODING_SHARE, 1), should_stop, checkpoints, on_event)
     if progress_callback: progress_callback(1.0, 'stage 2: measuring it on held-out sounds')
-    prior.count(learned)
-    learned = part(collection.split.train, 60_000)
     prior.count(learned)
     return prior, result, measure_bits(prior, learned, held_out)
