@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from . import __version__
 from .audio import load_audio
-from .codes import CodeGrid, decode, encode
+from .codes import CodeGrid, Region, decode, encode
 from .dataset import DatasetConfig, Diagnosis
 from .evaluate import EvaluationReport, evaluate_model
 from .library import find_model, register_model
@@ -23,6 +23,7 @@ from .model import LoadedVQModel, load_model
 from .doctor import doctor
 from .fitting import clear_checkpoints, fit_model, is_finished, unfinished
 from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips, regenerate, stream_audio
+from .rewrite import rewrite, variations
 from .sampling import SamplingConfig, resolve_seed
 from .stereo import load_stereo, reconstruct_stereo
 from .training import Checkpoints, TensorBoardLog, all_of
@@ -317,6 +318,41 @@ class _Editing:
         if any('CodeGrid.load' in o for o in lines): start.insert(0, 'from distill.codes import CodeGrid')
         return CodeEditor(self.loaded, *grids, title=_name(sound), source='\n'.join([*start, 'loaded = d.loaded', *lines]))
 
+# %% ../nbs/14_api.ipynb #cfbb865c
+class _Rewriting:
+    def _grid(self, sound):
+        if isinstance(sound, CodeGrid): return sound
+        return CodeGrid.load(sound) if isinstance(sound, (str, Path)) and Path(sound).suffix.lower() == '.npz' else self.encode(sound)
+
+    def rewrite(
+        self,
+        sound,                    # a `CodeGrid`, an `.npz` file that holds one, or anything that `encode` takes
+        region: Region = None,    # cells that are drawn anew; or say which with the next three
+        seconds: tuple = None,    # (from, to)
+        hz: tuple = None,         # (from, to)
+        levels=None,              # one, or several: 0 is the coarsest
+        seed: int = 0,            # the same seed gives the same codes
+        sampling: SamplingConfig = SamplingConfig(top_p=0.9),
+        label: str = '',          # a class of sound that the model knows
+        progress: bool = True,    # show a bar
+    ) -> CodeGrid:
+        "A sound of which a part is drawn anew by the model, to fit what comes before and after"
+        grid = self._grid(sound)
+        where = grid.select(seconds, hz, levels) if region is None else region
+        with progress_bar(progress) as tell: return rewrite(self.loaded, grid, where, sampling, seed, label, tell)
+
+    def vary(
+        self,
+        sound,                    # as for `rewrite`
+        n: int = 4,               # how many
+        keep_levels: int = 1,     # how many of the coarse levels stay as they are
+        seed: int = 0,            # of the first; the others follow
+        sampling: SamplingConfig = SamplingConfig(top_p=0.9),
+        progress: bool = True,    # show a bar
+    ) -> list:                    # of `CodeGrid`s
+        "Takes of the same sound: its coarse levels, and fine ones drawn anew by the model"
+        with progress_bar(progress) as tell: return variations(self.loaded, self._grid(sound), n, keep_levels, sampling, seed, tell)
+
 # %% ../nbs/14_api.ipynb #e82e8a61
-class Distill(_Files, _Fitting, _Generating, _Playing, _Coding, _Editing):
+class Distill(_Files, _Fitting, _Generating, _Playing, _Coding, _Rewriting, _Editing):
     "A model of your sounds: made from a folder or read from a file, it makes new ones"

@@ -284,16 +284,6 @@ class CodePrior(nn.Module):
         part = lambda level: self.vectors[level][codes[..., level]] * (1 if known is None else known[..., level, None])
         return sum(part(level) for level in range(self.cfg.n_quantizers))
 
-    def embed(self, codes, onsets=None, labels=None, known=None):  # as for `read` -> (b, p, d)
-        "What the transformer is given for every place"
-        b, p, bands, given = len(codes), codes.shape[1], self.cfg.n_bands, None if known is None else known.all(-1)
-        if onsets is None: onsets = F.pad(codes.new_ones(b, 1), (0, math.ceil(p / bands) - 1))
-        if labels is None: labels = torch.zeros_like(onsets, dtype=torch.long)
-        onsets, labels = (x.repeat_interleave(bands, 1)[:, :p] for x in (onsets.to(self.vectors.dtype), labels))
-        if known is None: return self.embedding(codes, grid_context(self.sums(codes), bands), onsets, labels)
-        x = self.embedding(codes, bridge_context(self.sums(codes), bands, given), onsets, labels, lines_of_sight(given))
-        return x + self.embedding.beyond(self.sums(codes, known), known)
-
     def read(self, codes, onsets=None, labels=None, keys_values=None, known=None):  # codes (b, p, q); per column (b, w); codes that are given (b, p, q) -> (b, p, d)
         "The state of every place, from all places before it; with `known`, also from what is given after it"
         x, sight = self.dropout(self.embed(codes, onsets, labels, known)), None if known is None else lines_of_sight(known.all(-1))
@@ -311,6 +301,19 @@ class CodePrior(nn.Module):
         codes = F.pad(codes, (0, -n % q)).unflatten(1, (-1, q))
         if known is not None: known = known.unflatten(1, (-1, q))
         return self.answer(self.read(codes, onsets, labels, known=known), codes, known).flatten(1, 2)[:, :n]
+
+# %% ../nbs/06_prior.ipynb #0c296388
+def _embed_places(self: CodePrior, codes, onsets=None, labels=None, known=None):  # as for `read` -> (b, p, d)
+    "What the transformer is given for every place"
+    b, p, bands, given = len(codes), codes.shape[1], self.cfg.n_bands, None if known is None else known.all(-1)
+    if onsets is None: onsets = F.pad(codes.new_ones(b, 1), (0, math.ceil(p / bands) - 1))
+    if labels is None: labels = torch.zeros_like(onsets, dtype=torch.long)
+    onsets, labels = (x.repeat_interleave(bands, 1)[:, :p] for x in (onsets.to(self.vectors.dtype), labels))
+    if known is None: return self.embedding(codes, grid_context(self.sums(codes), bands), onsets, labels)
+    x = self.embedding(codes, bridge_context(self.sums(codes), bands, given), onsets, labels, lines_of_sight(given))
+    return x + self.embedding.beyond(self.sums(codes, known), known)
+
+CodePrior.embed = _embed_places
 
 # %% ../nbs/06_prior.ipynb #f666f91c
 def _count(self: CodePrior, sounds):  # `CodeExcerpt`s
