@@ -10,23 +10,25 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
            'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
-           'Codes', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'BenchModel', 'Recipes', 'Peers', 'Sounds',
-           'BenchMinutes', 'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder',
-           'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused',
-           'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands',
-           'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
-           'sound_target', 'file_form', 'export_config', 'progress', 'part', 'columns', 'clock', 'file_table',
-           'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events',
-           'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines',
-           'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit',
-           'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed',
-           'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'fact_words',
-           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
-           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
-           'reconstruct_file', 'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'evaluate', 'beginning',
-           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model',
-           'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture',
-           'demo_text', 'demo', 'main']
+           'Codes', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low', 'High',
+           'Levels', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
+           'Blend', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'models', 'ModelName', 'NewName',
+           'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE',
+           'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
+           'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'check_target',
+           'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form', 'export_config', 'progress',
+           'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation',
+           'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines',
+           'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
+           'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines',
+           'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings', 'clip_targets',
+           'read_prompt', 'save_clip', 'file_facts', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes',
+           'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets',
+           'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file',
+           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
+           'write_grid', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning', 'info_rows', 'info',
+           'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model', 'remove_model', 'lab_cells',
+           'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -1083,6 +1085,113 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
     for r in skipped: print(f'not used: {r.name}: {r.reason}')
     for f in files: print(f"{f['file']}: {f['seconds']:.2f} s" + ''.join(f'; {o}' for o in f['notes']) + fact_words(f))
     return dict(files=files, skipped=[dict(name=r.name, reason=r.reason) for r in skipped])
+
+# %% ../nbs/15_cli.ipynb #f9a3b7ea
+GridIn = argument(Path, 'A sound file, or codes (.npz).', metavar='IN')
+GridOut = option(Path, 'The result: codes when it ends in .npz, else sound.', '--out', '-o', metavar='OUT')
+From = option(Optional[float], 'Only from here on, in seconds.', '--from', metavar='S', min=0)
+To = option(Optional[float], 'Only up to here, in seconds.', '--to', metavar='S', min=0)
+Low = option(Optional[float], 'Only from this pitch on, in Hz.', '--low', metavar='HZ', min=0)
+High = option(Optional[float], 'Only up to this pitch, in Hz.', '--high', metavar='HZ', min=0)
+Levels = option(Optional[str], 'Only these levels; 0 is the coarsest.', '--levels', metavar='N[,N…]', callback=_levels(_number(int, 0, 31)))
+EditSeed = option(int, 'The same seed gives the same result.', '--seed', min=0, max=TOP_SEED)
+
+def named_cells(grid, start=None, end=None, low=None, high=None, levels=None):
+    "The cells that the options name; all, where none is given"
+    time, pitch = ((a, b) if (a, b) != (None, None) else None for a, b in ((start, end), (low, high)))
+    return grid.select(seconds=time, hz=pitch, levels=levels)
+
+# %% ../nbs/15_cli.ipynb #93639dd0
+def grid_target(path:Path, inputs:tuple=()) -> Path: # writable
+    "The file of codes or of sound to write"
+    return check_target(path, inputs) if path.suffix.lower() == '.npz' else sound_target(path, inputs=inputs)
+
+def read_grid(loaded, path:Path): # a `CodeGrid`; raises `CodesError` or `AudioError`
+    "The codes in a file, or those of a sound"
+    from distill import codes
+    from distill.audio import load_audio
+    if path.suffix.lower() != '.npz': return codes.encode(loaded, load_audio(path).wav)
+    grid = codes.CodeGrid.load(path)
+    codes.check_codes(loaded, grid)
+    return grid
+
+def write_grid(loaded, grid, target:Path, **about) -> dict: # for programs
+    "Write codes, or the sound that they stand for"
+    from distill.codes import decode
+    if target.suffix.lower() == '.npz': grid.save(target)
+    else: write_sound(decode(loaded, grid), target)
+    print(f'{target}: {grid.seconds:.2f} s' + ''.join(f', {name} {value}' for name, value in about.items()))
+    return dict(file=str(target), seconds=grid.seconds, **about)
+
+# %% ../nbs/15_cli.ipynb #26df7c7a
+OPERATIONS = dict(reverse=False, shift=True, repeat=True, stretch=True, crop=False, remove=False, randomise=False) # name: does it take --by?
+Operation = argument(str, f"What to do: {', '.join(OPERATIONS)}.", metavar='OPERATION', callback=_one_of(*OPERATIONS))
+By = option(Optional[float], 'shift: columns, to the left below 0; repeat: how often; stretch: 2 is twice as long.', '--by', metavar='N', callback=_finite)
+
+def operate(grid, operation, region, by, seed, loaded):
+    "One operation on a grid"
+    if OPERATIONS[operation] != (by is not None):
+        raise typer.BadParameter(f"{operation} {'wants a number' if OPERATIONS[operation] else 'takes none'}.", param_hint="'--by'")
+    if operation in ('shift', 'repeat'):
+        if by != int(by): raise typer.BadParameter(f'{by} is not a whole number.', param_hint="'--by'")
+        by = int(by)
+    if operation == 'randomise': return grid.randomise(region, loaded, seed)
+    return getattr(grid, operation)(*(() if by is None else (by,)), region)
+
+@command
+def edit(model:Model, source:GridIn, operation:Operation, out:GridOut, by:By=None, start:From=None, end:To=None, low:Low=None, high:High=None,
+         levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
+    "Rearrange the codes of a sound: reverse, shift, repeat, stretch, crop, remove or randomise a part of it."
+    from distill.model import load_model
+    target, loaded = grid_target(out, (model, source)), load_model(model, device)
+    grid = read_grid(loaded, source)
+    made = operate(grid, operation, named_cells(grid, start, end, low, high, levels), by, seed, loaded)
+    return write_grid(loaded, made, target, cells_changed=len(made.diff(grid)))
+
+# %% ../nbs/15_cli.ipynb #c301d0cc
+@command
+def rewrite(model:Model, source:GridIn, out:GridOut, start:From=None, end:To=None, low:Low=None, high:High=None, levels:Levels=None,
+            seed:EditSeed=0, preset:Preset=None, temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, label:Label='',
+            device:Device=None, as_json:AsJson=False):
+    "Let MODEL draw a part of a sound anew, so that it fits what comes before and after."
+    from distill.model import load_model
+    from distill.rewrite import rewrite
+    cfg = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p)
+    target, loaded = grid_target(out, (model, source)), load_model(model, device)
+    grid = read_grid(loaded, source)
+    with progress() as tell: made = rewrite(loaded, grid, named_cells(grid, start, end, low, high, levels), cfg, seed, label, tell)
+    return write_grid(loaded, made, target, cells_changed=len(made.diff(grid)))
+
+Keep = option(int, 'How many of the coarse levels stay as they are.', '--keep-levels', min=1, max=31)
+Takes = option(int, 'How many.', '--count', min=1, max=10_000)
+TakesOut = option(Path, 'The folder for them.', '--out', '-o', metavar='DIR')
+
+@command
+def vary(model:Model, source:GridIn, out:TakesOut, count:Takes=4, keep_levels:Keep=1, seed:EditSeed=0, preset:Preset=None,
+         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending='wav', device:Device=None, as_json:AsJson=False):
+    "Other takes of a sound: its coarse levels stay, MODEL draws the fine ones anew."
+    from distill.model import load_model
+    from distill.rewrite import variations
+    cfg, loaded = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p), load_model(model, device)
+    folder, grid = check_target_folder(out), read_grid(loaded, source)
+    targets = [grid_target(folder/f'{source.stem}-take{seed + i}.{ending}', (model, source)) for i in range(count)]
+    with progress() as tell: takes = variations(loaded, grid, count, keep_levels, cfg, seed, tell)
+    return dict(files=[write_grid(loaded, take, target) for take, target in zip(takes, targets)])
+
+# %% ../nbs/15_cli.ipynb #eaf2dbbe
+OtherGrid = argument(Path, 'Another sound file, or codes (.npz).', metavar='OTHER')
+Amount = option(str, '0 is the one sound, 1 the other; several numbers: one per level.', '--amount', metavar='N[,N…]', callback=_levels(_number(float, 0, 1)))
+Blend = option(bool, 'Mix what the codes stand for, rather than choose cell by cell.', '--blend')
+
+@command
+def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amount='0.5', blend:Blend=False, start:From=None, end:To=None,
+          low:Low=None, high:High=None, levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
+    "A sound between two, as long as the first."
+    from distill.model import load_model
+    target, loaded = grid_target(out, (model, source, other)), load_model(model, device)
+    a, b = (read_grid(loaded, path) for path in (source, other))
+    made = a.interpolate(b, amount, named_cells(a, start, end, low, high, levels), seed, loaded if blend else None)
+    return write_grid(loaded, made, target, cells_changed=len(made.diff(a)))
 
 # %% ../nbs/15_cli.ipynb #f3f890d4
 @command

@@ -316,11 +316,12 @@ def _embed_places(self: CodePrior, codes, onsets=None, labels=None, known=None):
 CodePrior.embed = _embed_places
 
 # %% ../nbs/06_prior.ipynb #f666f91c
-def _count(self: CodePrior, sounds):  # `CodeExcerpt`s
+def _count(self: CodePrior, sounds):  # `CodeExcerpt`s -> the prior itself
     "Remember how often each code occurs in each band at each level"
     cfg = self.cfg
     codes = torch.cat([e.codes for e in sounds]).view(-1, cfg.n_bands, cfg.n_quantizers)
     self.seen.copy_(F.one_hot(codes, cfg.codebook_size).sum(0))
+    return self
 
 def _surroundings(self: CodePrior, codes, known):  # (b, p, q) -> (b, p, f)
     "What the straight guess is made from: all vectors around a place that are known, and its band"
@@ -974,5 +975,4 @@ def train_prior(
         result = train(objective, batches, cfg, budget.after(spent() + aside), device,
                        part_of_progress(progress_callback, ENCODING_SHARE, 1), should_stop, checkpoints, on_event)
     if progress_callback: progress_callback(1.0, 'stage 2: measuring it on held-out sounds')
-    prior.count(learned)
-    return prior, result, measure_bits(prior, learned, held_out)
+    return prior.count(learned), result, measure_bits(prior, learned, held_out)
