@@ -6,7 +6,7 @@
 __all__ = ['OPERATIONS', 'mend_waveform', 'Patch', 'Change', 'changed_spans', 'IncrementalDecoder', 'region_text', 'Setting',
            'Operation', 'Scene', 'Version', 'History', 'CodeEditor']
 
-# %% ../nbs/13a_editor.ipynb #08115d78
+# %% ../nbs/13a_editor.ipynb #d9bd808e
 import math, random, threading, time
 from collections import deque
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from .codes import CodeGrid, CodesError, Region, band_edges, check_codes, column
 from .model import LoadedVQModel
 from .controls import Job, in_words
 from .pipeline import Clip, decode_to_mel, limit_peak
+from .rewrite import rewrite
 from .sampling import SamplingConfig, Stopped
 from .spectrogram import MelBands, _overlap_add, mel_to_magnitudes, peak_phase, phase_noise
 from .vqvae import STRIDE
@@ -304,7 +305,7 @@ class Scene(NamedTuple):
     cursor: int          # column of the cursor
     knows: bool          # whether the model knows which codes its collection has
 
-# %% ../nbs/13a_editor.ipynb #8edbfc34
+# %% ../nbs/13a_editor.ipynb #1693ae18
 def _call(scene, method, *arguments, **names):  # "grid = grid.method(…)"; what is '' is left out
     if region := region_text('grid', scene.grid, scene.boxes, scene.levels): names = dict(region=region, **names)
     arguments = [*map(str, arguments), *(f'{name}={value}' for name, value in names.items() if value != '')]
@@ -326,6 +327,13 @@ def _swap_line(scene):
 def _restore_line(scene):
     if not scene.boxes and len(scene.levels) == scene.grid.levels: return 'grid = original'
     return f"grid = grid.copy_from(original, {region_text('original', scene.original, scene.boxes, scene.levels)})"
+
+def _rewrite_line(scene, temperature, seed, keep=0):
+    levels = [level for level in scene.levels if level >= keep]
+    if not levels: raise ValueError(f'keep={keep:g}: all of the levels {scene.levels} would stay as they are; keep fewer, or choose finer levels')
+    region = region_text('grid', scene.grid, scene.boxes, levels) or 'grid.select()'
+    sampling = '' if temperature == 1 else f', SamplingConfig(temperature={temperature:g}, top_p=0.9)'
+    return f'grid = rewrite(loaded, grid, {region}{sampling}, seed={seed})'
 
 # %% ../nbs/13a_editor.ipynb #8fe1ad89
 _SELECTED = ('selection',)
@@ -367,8 +375,14 @@ _EDITS = [
     Operation('crop', 'Keep only', 'Leave the selected columns alone', 'K', 'edit', (), _SELECTED,
               lambda scene: f"grid = grid.crop({region_text('grid', scene.grid, scene.boxes, list(range(scene.grid.levels))) or 'grid.select()'})", 'Kept')]
 
-# %% ../nbs/13a_editor.ipynb #61e842dd
-OPERATIONS = {o.name: o for o in [*_LISTEN, *_STEPS, *_PASTING, *_EDITS]}
+# %% ../nbs/13a_editor.ipynb #760735bd
+_HEAT = Setting('temperature', 1, 0.1, 2, 0.05, 'how adventurous: low is safe, 1 as it learned')
+_MODEL = [
+    Operation('rewrite', 'Rewrite', 'The model draws the selected cells anew, so that they fit what is before and after them', 'W', 'model',
+              (_HEAT,), ('prior',), _rewrite_line, 'Rewritten', True),
+    Operation('vary', 'Vary', 'The coarse levels stay, and the model draws the fine ones anew', 'F', 'model',
+              (Setting('keep', 1, 1, 31, 1, 'how many of the coarse levels stay'), _HEAT), ('prior',), _rewrite_line, 'Varied', True)]
+OPERATIONS = {o.name: o for o in [*_LISTEN, *_STEPS, *_PASTING, *_EDITS, *_MODEL]}
 
 # %% ../nbs/13a_editor.ipynb #d5f78121
 @dataclass(eq=False)
@@ -421,8 +435,8 @@ class History:
         self.now = self.undone.pop()
         return self.now
 
-# %% ../nbs/13a_editor.ipynb #98914695
-_IMPORTS = {'rewrite(': 'from distill.rewrite import rewrite', 'variations(': 'from distill.rewrite import variations',
+# %% ../nbs/13a_editor.ipynb #23728a12
+_IMPORTS = {'rewrite(': 'from distill.rewrite import rewrite',
             'SamplingConfig(': 'from distill.sampling import SamplingConfig', 'encode(loaded': 'from distill.codes import encode',
             'load_audio(': 'from distill.audio import load_audio'}
 
@@ -649,13 +663,14 @@ def _unless_stopped(work, should_stop):
     if should_stop(): raise Stopped('given up')
     if raised: raise raised[0]
 
-# %% ../nbs/13a_editor.ipynb #d3c709ee
+# %% ../nbs/13a_editor.ipynb #df1485a5
 def _go(self, line, copies, selection, operation, should_stop):
     "Run a line, decode what it changed, and show it"
     now = self.history.now
     def tell(fraction, text):
         if fraction >= self.progress + 0.02: self.progress = fraction
-    names = dict(loaded=self.loaded, original=self.history.first.grid, grid=now.grid, other=now.other, encode=encode, load_audio=load_audio,
+    watched = partial(rewrite, progress_callback=tell, should_stop=should_stop)
+    names = dict(loaded=self.loaded, rewrite=watched, original=self.history.first.grid, grid=now.grid, other=now.other, encode=encode, load_audio=load_audio,
                  SamplingConfig=SamplingConfig, **{name: getattr(at, side) for name, (at, side) in copies.items()})
     _unless_stopped(partial(exec, line, names), should_stop)
     if names['grid'] == now.grid and names['other'] == now.other: return 'Nothing is different'

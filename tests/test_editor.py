@@ -145,7 +145,7 @@ def test_any_selection_has_a_line(make):
 def test_lines_say_what_was_done(opened, loaded, seed):
     "Whatever is pressed, in whatever order, undone and pasted from what is no more: the lines give the same two grids."
     rng, start = random.Random(seed), dict(loaded=loaded, original=opened.grid, second=opened.other)
-    names = [o.name for o in OPERATIONS.values() if o.line and 'rewrite' not in (o.name) and o.name not in ('vary', 'crop')] + ['copy', 'undo', 'redo', 'undo']
+    names = [o.name for o in OPERATIONS.values() if o.line and o.name != 'crop'] + ['copy', 'undo', 'redo', 'undo']
     for _ in range(25):
         columns = opened.grid.columns
         a = rng.randrange(columns)
@@ -155,7 +155,7 @@ def test_lines_say_what_was_done(opened, loaded, seed):
         name = rng.choice([o for o in names if columns < 30 or o not in ('repeat', 'stretch')])
         opened.do(name)
         assert opened.wait(60)
-        if opened.error: assert any(o in opened.error for o in ('select something', 'copy something', 'nothing to', 'behind the end', 'would be left', 'outside the grid', 'to_s='))    # words
+        if opened.error: assert any(o in opened.error for o in ('select something', 'copy something', 'nothing to', 'behind the end', 'would be left', 'outside the grid', 'to_s=', 'would stay as they are'))    # words
     there = dict(start)
     exec('\n'.join(opened.lines), there)
     assert there['grid']==opened.grid and there['other']==opened.other
@@ -264,6 +264,24 @@ def test_opening_a_second_sound(loaded, make, tmp_path):
     assert editor.other is None and 'other' not in editor.decoders
     press(editor, 'redo')
     assert editor.other==first
+
+
+def test_the_model_rewrites(opened, loaded):
+    "Only what is selected, and only fine levels with Vary; without a prior, it says what is missing."
+    select(opened, [3, 6, 2, 4])
+    press(opened, 'rewrite', temperature=1.5, seed=4)
+    assert 'SamplingConfig(temperature=1.5' in opened.lines[-1] and 'from distill.sampling import SamplingConfig' in opened.lines
+    changed = opened.grid.diff(opened.history.first.grid)
+    assert len(changed) and not len(changed - opened.region)
+    before = opened.grid
+    press(opened, 'vary', keep=2)
+    changed = opened.grid.diff(before)
+    assert not len(changed - before.select(levels=[2]))
+    opened.do('vary', keep=9)
+    assert opened.wait(20) and 'would stay as they are' in opened.error
+    mute = CodeEditor(replace(loaded, prior=None, prior_config=None), opened.grid)
+    mute.do('rewrite')
+    assert mute.wait(20) and 'no prior' in mute.error
 
 
 def test_nothing_different_is_nothing_done(opened):

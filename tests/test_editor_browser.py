@@ -199,7 +199,7 @@ def test_levels(opened):
 
 BUTTONS = [('randomise', 'Randomised', 0), ('shift-left', 'Shifted to the left', 0), ('shift-right', 'Shifted to the right', 0), ('reverse', 'Reversed', 0),
            ('mix', 'Mixed', 0), ('swap', 'Swapped', 0), ('repeat', 'Repeated', 3), ('stretch', 'Stretched', 3), ('remove', 'Removed', -3),
-           ('restore', 'As it was opened', 0)]
+           ('rewrite', 'Rewritten', 0), ('vary', 'Varied', 0), ('restore', 'As it was opened', 0)]
 
 @pytest.mark.parametrize('name, words, columns', BUTTONS)
 def test_buttons(opened, name, words, columns):
@@ -219,7 +219,7 @@ def test_buttons(opened, name, words, columns):
 
 
 KEYS = [('r', 'Randomised'), ('[', 'Shifted to the left'), (']', 'Shifted to the right'), ('v', 'Reversed'), ('m', 'Mixed'), ('x', 'Swapped'),
-        ('d', 'Repeated'), ('t', 'Stretched'), ('Delete', 'Removed'), ('k', 'Kept'), ('o', 'As it was opened')]
+        ('d', 'Repeated'), ('t', 'Stretched'), ('Delete', 'Removed'), ('k', 'Kept'), ('w', 'Rewritten'), ('f', 'Varied'), ('o', 'As it was opened')]
 
 @pytest.mark.parametrize('key, words', KEYS)
 def test_shortcuts(opened, key, words):
@@ -324,7 +324,7 @@ def test_lines_make_the_same_sound(opened, folder):
     download.value.save_as(folder/'saved.wav')
     saved, made = load_audio(folder/'saved.wav', 48_000).wav, decode(load_model(folder/'tiny.distill', 'cpu'), names['grid'])
     assert len(saved)==len(made)
-    mel = lambda wav: (x := names['loaded'].spectrogram.waveform_to_mel(wav)) - x.mean()    # as a whole it may be louder: its peak is another
+    mel = lambda wav: (x := names['loaded'].spectrogram.waveform_to_mel(wav).clamp(min=-6)) - x.mean()    # above the noise of 16 bits; its peak may be another
     other = decode(names['loaded'], names['original'])
     assert (mel(saved) - mel(made)).abs().mean() < .3*(mel(other) - mel(made)).abs().mean()
     opened.page.context.grant_permissions(['clipboard-read', 'clipboard-write'])
