@@ -111,7 +111,7 @@ def rewrite(
     "A grid whose named cells are drawn anew by the model, to fit all the others; raises `CodesError` where it cannot"
     _check_prior(loaded, grid, region)
     open_ = grid.select(mask=region.mask).mask.transpose(0, 1).flatten(0, 1).to(loaded.device)          # (p, q), in time order
-    codes, h = grid.codes.transpose(0, 1).flatten(0, 1).to(loaded.device), grid.bands
+    codes, h = grid.codes.transpose(0, 1).flatten(0, 1).to(loaded.device, copy=True), grid.bands
     sampler = Sampler(sampling, [resolve_seed(seed)], grid.levels, loaded.vqvae_config.codebook_size)
     columns, number, passed, done = open_.any(1).unflatten(0, (-1, h)).any(1).nonzero().flatten().tolist(), _class_of(loaded, label), None, 0
     for start, end, inside in windows(columns, grid.columns, loaded.prior_config):
