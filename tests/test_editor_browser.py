@@ -37,7 +37,7 @@ EDIT = '''name => new Promise((done, fail) => {
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "The base model with a prior that has learned nothing, a sound, and notebooks with editors."
-    from distill.audio import save_audio
+    from distill.export import save_audio
     from distill.base import load_base, start_from_base
     from distill.model import save_model
     from distill.prior import CodePrior, PriorConfig
