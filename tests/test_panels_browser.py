@@ -23,6 +23,12 @@ step = slow.prior.step
 slow.prior.step = lambda *args: (time.sleep(0.02), step(*args))[1]
 models = dict(slow=slow, broken=replace(good, prior_config=None), mute=replace(good, prior=None))
 widgets.VBox([GeneratePanel(o).add_class(name) for name, o in models.items()])'''
+BENCH = '''import os
+os.environ['DISTILL_HOME'] = {home!r}
+from distill.library import Library
+_ = Library().add('tiny.distill', 'tiny')
+from distill.panels import workbench
+workbench(folder='takes')'''
 LISTEN = '''hook => { const el = document.querySelector(hook); window.said = [];
     new MutationObserver(() => window.said.push([performance.now(), el.innerText.trim()]))
         .observe(el, {subtree: true, childList: true, characterData: true}) }'''
@@ -71,7 +77,7 @@ def test_opens_with_the_defaults(opened):
     assert shown=={'temperature': '1.00', 'top-p': '0.90', 'top-k': '0', 'penalty': '1.00', 'duration': '10.00', 'crossfade': '50'}
     assert opened.until('status', 'Ready') and opened.enabled('go') and not opened.enabled('stop')
     assert 'my <b>sounds</b>' in opened['title'].inner_text()    # a name is text, never part of the page
-    assert opened['save'].is_hidden()    # nothing to save yet
+    assert not opened.page.locator('.distill-take').count()    # nothing to save yet
     for hook in ('temperature', 'seed', 'duration'):
         assert opened[hook].locator('[title]').first.get_attribute('title'), 'a tooltip says what it does'
 
@@ -160,11 +166,46 @@ def test_until_it_ends_and_loop(opened):
     opened['loop'].locator('input').uncheck()
 
 
+def test_heard_while_it_is_made(opened):
+    "The page plays before the take is done; Quiet ends that and not the take."
+    opened.slide('duration', 3)
+    opened['go'].click()
+    opened.page.wait_for_function("document.querySelector('.distill-live').dataset.state=='playing'")
+    opened['mute'].click()
+    opened.page.wait_for_function("document.querySelector('.distill-live').dataset.state=='silent'")
+    opened.until('status', 'Done: 3 s')
+
+
+def test_keep_discard_undo(opened):
+    page, count = opened.page, lambda: opened.page.locator('.distill-take').count()
+    n = count()
+    assert n > 1
+    opened['keep'].click()
+    opened.until('takes-title', '1 kept')
+    opened['clear'].click()
+    page.wait_for_function("document.querySelectorAll('.distill-take').length==1")
+    opened['undo'].click()
+    page.wait_for_function(f"document.querySelectorAll('.distill-take').length=={n}")
+    opened['discard'].click()
+    page.wait_for_function(f"document.querySelectorAll('.distill-take').length=={n - 1}")
+    opened['undo'].click()
+    page.wait_for_function(f"document.querySelectorAll('.distill-take').length=={n}")
+    opened['restore'].click()
+    opened.until('status', 'Set as for take')
+    opened['go-on'].click()
+    opened.until('status', 'goes on from take')
+    opened.choose('prompt', 'nothing')
+    opened['save-kept'].click()
+    opened.until('takes-status', 'Saved 1 of 1')
+
+
 @pytest.mark.parametrize('suffix, rate, bits', [('wav', 96000, '32 bit float'), ('flac', 44100, '24 bit'),
                                                 ('ogg', 32000, None), ('mp3', 44100, None)])
 def test_save(opened, folder, suffix, rate, bits):
     from distill.audio import load_audio, read_audio
     name = f'Snäre & ☂ {suffix}'
+    if not opened['format'].is_visible(): opened.page.locator('.distill-more').get_by_text('Where takes are saved').click()
+    opened['format'].wait_for(state='visible')
     opened.type('name', name)
     opened.choose('format', suffix)
     if bits: opened.choose('bits', bits)
@@ -243,6 +284,40 @@ def test_without_a_prior(trouble, folder):
     assert 'train-prior' in panel.until('status', 'no prior yet') and not panel.enabled('go')
     assert trouble.evaluate("document.body.dataset.jpThemeLight")=='false'
     trouble.screenshot(path=folder/'dark.png', full_page=True)
+
+
+def test_workbench(browser, server, folder):
+    "A model is loaded in one tab, makes a sound in another, and that is taken apart in a third."
+    write_notebook(folder/'bench.ipynb', BENCH.format(home=str(folder/'home')))
+    with new_page(browser, viewport={'width': 900, 'height': 1000}) as page:
+        page.goto(f'{server}/voila/render/bench.ipynb', timeout=120_000)
+        page.locator('.distill-library.distill-panel').wait_for(timeout=120_000)    # the first tab is hidden
+        panel = Panel(page)
+        tab = lambda name: page.get_by_role('tab', name=name).click()
+        tab('Library')
+        panel['load'].click()
+        Panel(page, '.distill-library').until('status', 'is loaded')
+        library = Panel(page, '.distill-library')
+        library['delete'].click()
+        library.until('question', 'Delete')
+        library['cancel'].click()
+        library['question'].wait_for(state='hidden')
+        page.screenshot(path=folder/'library.png', full_page=True)
+        tab('Generate')
+        generate = Panel(page, '.distill-generate')
+        generate.slide('duration', 1)
+        generate['go'].click()
+        generate.until('status', 'Done')
+        tab('Codes')
+        codes = Panel(page, '.distill-codes')
+        codes['encode'].click()
+        codes.until('status', '8 bands')
+        codes['codes-save'].click()
+        codes.until('status', 'Saved as')
+        codes['codes-render'].click()
+        codes.until('status', 'below the editor')
+        assert list((folder/'takes').glob('*.npz'))
+        page.screenshot(path=folder/'codes.png', full_page=True)
 
 
 def test_lab(browser, folder):
