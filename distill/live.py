@@ -428,7 +428,7 @@ def _as_wave(example, which):  # (t,) at 48 kHz
 
 def example_sounds(example: dict) -> dict:  # of 'before' and 'after', mp3 files
     "An example as sound"
-    from distill.audio import encode_sound
+    from distill.export import encode_sound
     after = _as_wave(example, 'after')
     waves = dict(after=after) | (dict(before=_original(example, len(after) / 48_000)) if 'before' in example else {})
     return {which: encode_sound(wav.clamp(-1, 1), '.mp3') for which, wav in waves.items()}
@@ -505,7 +505,7 @@ class _Pace:
 # %% ../nbs/08c_live.ipynb #307cb75f
 def _silence():  # a player with no sound at all would log an error in the browser
     import torch
-    from distill.audio import encode_sound
+    from distill.export import encode_sound
     return encode_sound(torch.zeros(4800), '.mp3')
 
 def _example_box(which):
