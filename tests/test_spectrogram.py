@@ -110,12 +110,14 @@ def test_stream_is_exactly_as_long(frames, more, size, lookahead):
 @pytest.mark.parametrize('family', ['strings', 'textures', 'drums'])
 @pytest.mark.parametrize('size', [1, 16, 48])
 def test_pieces_are_as_good_as_the_whole(family, size):
-    wav = sound(family, 7, 2.0)
-    mel = SPECTROGRAM.waveform_to_mel(wav)
-    whole, (joined, _) = SPECTROGRAM.mel_to_waveform(mel, len(wav)), streamed(mel, len(wav), size)
-    loss = lambda back: log_mel_l1(SPECTROGRAM.waveform_to_mel(back), mel)
-    assert loss(joined) < 1.08 * loss(whole)
-    assert multi_resolution_stft(joined, wav) < 1.08 * multi_resolution_stft(whole, wav)
+    whole, pieces = torch.zeros(2), torch.zeros(2)
+    for seed in range(7, 12):
+        wav = sound(family, seed, 2.0)
+        mel = SPECTROGRAM.waveform_to_mel(wav)
+        loss = lambda back: torch.tensor([log_mel_l1(SPECTROGRAM.waveform_to_mel(back), mel), multi_resolution_stft(back, wav)])
+        whole += loss(SPECTROGRAM.mel_to_waveform(mel, len(wav)))
+        pieces += loss(streamed(mel, len(wav), size)[0])
+    assert (pieces < 1.08 * whole).all(), (pieces, whole)
 
 
 def spectral_flux(wav, places):
@@ -199,6 +201,7 @@ def test_blocks_are_the_whole_matrix(n_mels, n_bins, per_block):
     bands, mags, factors = MelBands(fbank, per_block), torch.rand(3, n_bins + 1), torch.rand(3, n_mels)
     torch.testing.assert_close(bands.to_mel(mags), mags @ fbank, rtol=1e-4, atol=1e-5)
     share = fbank / fbank.sum(1, keepdim=True).clamp(min=1e-8)
+    share[[0, -1]] = share[[1, -2]]                            # the outermost frequencies go with their neighbours
     torch.testing.assert_close(bands.to_bins(factors), factors @ share.mT, rtol=1e-4, atol=1e-5)
 
 
