@@ -14,7 +14,6 @@ import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
-import numpy as np
 import torch
 from torch import nn
 from torchaudio.functional import griffinlim, melscale_fbanks
