@@ -416,7 +416,7 @@ def mel_png(
     image.imsave(out, mel.float().clamp(low, high).numpy(), vmin=low, vmax=high + 1e-6, cmap='magma', origin='lower', format='png')
     return out.getvalue()
 
-# %% ../nbs/08c_live.ipynb #2594edd3
+# %% ../nbs/08c_live.ipynb #164b5b22
 def _original(example, seconds):  # the file as it is; if it is gone, what its spectrogram still knows
     from distill.audio import AudioError, load_audio
     try: return load_audio(example['file']).wav[:round(48_000 * seconds)]
@@ -502,7 +502,7 @@ class _Pace:
         took = self.clock() - began
         self.spent, self.next = self.spent + took, began + max(self.at_least, took / self.share)
 
-# %% ../nbs/08c_live.ipynb #307cb75f
+# %% ../nbs/08c_live.ipynb #33a573f1
 def _silence():  # a player with no sound at all would log an error in the browser
     import torch
     from distill.export import encode_sound
