@@ -828,6 +828,6 @@ def model_card(
         'Does it give its training sounds away?': [report.memorisation.verdict if report.memorisation else unchecked],
         'Rights': [RIGHTS],
         'How to make it again': _to_reproduce(loaded)}
-    made_with = 'A generative model of sounds, made with [Distill](https://pypi.org/project/distill-audio).'
+    made_with = 'A generative model of sounds, made with [Distill](https://distill-audio.github.io/distill).'
     text = [f'## {title}\n\n' + '\n'.join(lines) for title, lines in sections.items()]
     return '\n\n'.join([f'# {report.model}', made_with, *text]) + '\n'
