@@ -31,7 +31,7 @@ from .vqvae import STRIDE
 # %% ../nbs/13a_editor.ipynb #961990ca
 def _first_phase(
     mags,          # magnitudes of the new frames (f, k)
-    before, after, # phase, in turns, of the frame before them and of the one after them (k,), or None at an end
+    before, after, # spectra of the frame before them and of the one after them (k,), or None at an end
     first,         # number of the first new frame
     turn_per_bin,  # hop length / n_fft
 ):  # phase in turns (f, k)
@@ -39,10 +39,11 @@ def _first_phase(
     n, n_bins = mags.shape
     noise = phase_noise(n_bins).to(mags.device)
     noise = noise[torch.arange(first, first + n) % len(noise)]
-    start = torch.arange(n_bins, device=mags.device) % 2 / 2 if before is None else before
-    forwards = peak_phase(mags, turn_per_bin, start) + noise
+    turns = lambda spectrum: spectrum.angle() / (2 * math.pi)
+    silence = torch.arange(n_bins, device=mags.device) % 2 / 2, mags.new_zeros(n_bins)
+    forwards = peak_phase(mags, turn_per_bin, *(silence if before is None else (turns(before), before.abs()))) + noise
     if after is None: return forwards
-    backwards = after - peak_phase(mags.flip(0), turn_per_bin, torch.zeros_like(after)).flip(0) + noise
+    backwards = noise - peak_phase(mags.flip(0), turn_per_bin, -turns(after), after.abs()).flip(0)   # a sound played backwards
     half = 0 if before is None else n // 2
     return torch.cat([forwards[:half], backwards[half:]])
 
@@ -89,8 +90,8 @@ def mend_waveform(
     amps = mel[:, first:last].mT
     amps = torch.where(amps > s.cfg.log_floor + 1e-3, amps.exp(), 0.)
     mags, spectra, new = mel_to_magnitudes(amps, bands, s.cfg.inversion_steps), s.spectra(s.kept), s.new
-    turns = lambda i: spectra[i].angle() / (2 * math.pi) if 0 <= i < len(spectra) else None
-    phase = _first_phase(mags, turns(new.start - 1), turns(new.stop), first, hop / n_fft)
+    beside = lambda i: spectra[i] if 0 <= i < len(spectra) else None
+    phase = _first_phase(mags, beside(new.start - 1), beside(new.stop), first, hop / n_fft)
     spectra[new] = torch.polar(mags, 2 * math.pi * phase)
     before = None
     for i in range(rounds):

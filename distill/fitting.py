@@ -130,7 +130,8 @@ def fit_codes(
     model, result = train_vqvae(collection, settings.cfg, settings.training, budget, device, part_of_progress(progress_callback, 0.05, 1),
                                 should_stop, settings.start, checkpoints, on_event)
     if progress_callback: progress_callback(1.0, 'stage 1: measuring it on held-out sounds')
-    l1 = result.best if result.stopped == 'asked to' else take_exam(model, exam, ends)      # somebody is waiting
+    waiting = result.stopped == 'asked to' and math.isfinite(result.best)
+    l1 = result.best if waiting else take_exam(model, exam, ends)
     metadata = _describe_fit(collection, model, result, l1)
     tell(on_event, device, 'scores', 'stage 1', result, scores=metadata['scores'], warnings=metadata['warnings'])
     return LoadedVQModel(

@@ -129,7 +129,7 @@ class LevelHealth(NamedTuple):
     dead: float         # share of the codes used less than a tenth of the average
     perplexity: float   # how many equally used codes would carry as much: 2^entropy, at most K
     commitment: float   # mean squared distance of a vector to its code, at its highest
-    movement: float     # how far the codebook moved in one step, relative to its size, at its highest
+    movement: float     # how far half of the codes moved in one step, relative to their size, at its highest; new codes do not count
 
 # %% ../nbs/04_vqvae.ipynb #10ca00c7
 def count_codes(indices, codebook_size: int):  # codes (b, p, q) -> how often each occurs (q, k)
@@ -207,7 +207,7 @@ class QuantizerWrapper(nn.Module):
         quantized, indices, loss = self.vq(z)
         if self.training:
             self.counts += count_codes(indices, self.cfg.codebook_size)
-            moved = (self.codebooks - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp(min=1e-8)
+            moved = (self.codebooks - before).norm(dim=-1).median(-1).values / before.norm(dim=-1).median(-1).values.clamp(min=1e-8)
             if before.any(): self.movement = torch.maximum(self.movement, moved.cpu())       # not the first, k-means
             self.commitment = torch.maximum(self.commitment, loss.detach().cpu())            # a NaN stays one
         return Quantized(quantized, indices, loss)
