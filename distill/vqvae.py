@@ -327,7 +327,7 @@ SEARCH_RATE, SEARCH_BLOCK = 0.04, 64  # of the vectors' deviation, falling to 0;
 
 def _moves_by_ear(model, mel, z, steps, rate):  # (b, 1, m, f), vectors (b, d, h, w) -> yields codes, their error (b,), where to go from there
     "Vectors on their way to codes that sound more like it; `steps + 1` times"
-    u, size = z.detach(), rate * z.detach().std()
+    u, size = z.detach(), rate * z.detach().std((1, 2, 3), keepdim=True)
     for step in range(steps + 1):
         found = model.quantize(u)
         vectors = found.quantized.detach().requires_grad_()
@@ -405,13 +405,15 @@ def listening_pass(
     model: ConvVQVAE,
     mel,               # log-mel (b, 1, m, f)
 ) -> VQOutput:
-    "A pass through the autoencoder in which the codes of the first half of the batch are improved by listening"
-    z, steps, half = model.encode(mel), model.cfg.listening_steps, len(mel) // 2
+    "A pass through the autoencoder in which the codes of every second window are improved by listening"
+    z, steps = model.encode(mel), model.cfg.listening_steps
     model.eval()                                                          # codebooks and averages learn from the pass itself
-    for _, _, u in itertools.islice(_moves_by_ear(model, mel[:half], z[:half], steps, TRAINING_RATE), steps): pass
+    for _, _, u in itertools.islice(_moves_by_ear(model, mel[::2], z[::2], steps, TRAINING_RATE), steps): pass
     model.train()
-    found = model.quantize(torch.cat([z[:half] + (u - z[:half]).detach(), z[half:]]))
-    astray = (z[:half] - found.quantized[:half].detach()).square().mean() / (2 * model.cfg.n_quantizers)
+    moved = z.clone()
+    moved[::2] = z[::2] + (u - z[::2]).detach()
+    found = model.quantize(moved)
+    astray = (z[::2] - found.quantized[::2].detach()).square().mean() / (2 * model.cfg.n_quantizers)
     return VQOutput(model.decode(found.quantized, mel.shape[-2:]), found.indices, found.commit_loss + astray)
 
 def vqvae_loss(

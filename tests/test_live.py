@@ -176,7 +176,7 @@ def trained(tmp_path_factory):
     collection = load_collection(write_collection(tmp_path_factory.mktemp('live')/'sounds', n_files=6, seed=1))
     events = []
     train_vqvae(collection, VQVAEConfig(codebook_size=32, channels=(8, 8, 8, 16), quantizer_warmup=0.0),
-                TrainingConfig(batch_size=4, validations=3), Budget(steps=9), 'cpu', on_event=events.append)
+                TrainingConfig(batch_size=4, validations=3, patience=1.0), Budget(steps=9), 'cpu', on_event=events.append)
     return events
 
 

@@ -42,7 +42,7 @@ def sounds(tmp_path_factory): return write(tmp_path_factory.mktemp('sounds'), ra
 @pytest.fixture(scope='module')
 def codes(sounds):
     "Stage 1, good enough to tell sounds apart"
-    return fit_codes(sounds, epochs=90, seed=1, device='cpu', vqvae=dict(codebook_size=32, channels=(4, 8, 16, 32), search_steps=0),
+    return fit_codes(sounds, epochs=90, seed=1, device='cpu', vqvae=dict(codebook_size=32, channels=(4, 8, 16, 32), search_steps=0, listening_steps=0),
                      training=TrainingConfig(learning_rate=8e-3))
 
 
