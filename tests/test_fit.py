@@ -11,7 +11,7 @@ import distill.cli as cli
 from distill.synthesis import write_collection
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16), listening_steps=0), prior=dict(d_model=32, n_heads=2, n_layers=1))
+SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16)), prior=dict(d_model=32, n_heads=2, n_layers=1, dropout=0.0))    # no dropout: two processes draw other masks than one
 FIT = ['--epochs', '12', '--device', 'cpu', '--save-every', '0', '--no-library']
 
 
@@ -284,7 +284,8 @@ def test_two_processes_write_one_file(sounds, straight, tmp_path):
     two, one = ((tmp_path/'events').read_text(encoding='utf-8'), straight['events'])
     assert [e['processes'] for e in map(json.loads, two.splitlines()) if e['event']=='start']==[2, 2]
     assert [e['loss'] for e in of(two, 'stage 1')]==pytest.approx([e['loss'] for e in of(one, 'stage 1')], rel=0.01)
-    assert [e['loss'] for e in of(two, 'stage 2')]==pytest.approx([e['loss'] for e in of(one, 'stage 2')], rel=0.01)
+    # a batch of codes: each process takes the mean of its own rows, whose padding differs; so the held-out curve is what has to agree
+    assert [e['score'] for e in of(two, 'stage 2')]==pytest.approx([e['score'] for e in of(one, 'stage 2')], rel=0.01)
     assert answer['scores']['log_mel_l1']==pytest.approx(straight['scores']['log_mel_l1'], rel=0.02)
 
 
