@@ -351,12 +351,12 @@ def _check_whole(name, value, low=1):
 CodeGrid.shift, CodeGrid.reverse = _shift, _reverse
 
 # %% ../nbs/10_codes.ipynb #8b652092
-def _recut(grid, columns):
-    "A grid made of these columns of another (w,), as long as the samples in them"
+def _recut(grid, columns, whole=False):
+    "A grid made of these columns of another (w,), as long as the samples in them; `whole`: it ends where the other ends"
     columns = torch.as_tensor(columns, dtype=torch.long)
     if not len(columns): raise CodesError('nothing would be left: a grid has at least one column')
     spare = grid.columns * grid.column_samples - grid.n_samples       # of the last column, not filled
-    n = len(columns) * grid.column_samples - (spare if columns[-1] == grid.columns - 1 else 0)
+    n = len(columns) * grid.column_samples - (spare if whole or columns[-1] == grid.columns - 1 else 0)
     return replace(grid, codes=grid.codes[:, columns], n_samples=max(1, n))
 
 def _span(grid, region):  # columns before it, of it, after it
@@ -394,7 +394,7 @@ def _stretch(
     if not (isinstance(factor, (int, float)) and 0 < factor <= 100): raise CodesError(f'factor={factor!r}: expected more than 0, at most 100')
     before, span, after = _span(self, region)
     n = max(1, round(len(span) * factor))
-    return _recut(self, torch.cat([before, span[((torch.arange(n) + 0.5) * len(span) / n).long()], after]))
+    return _recut(self, torch.cat([before, span[((torch.arange(n) + 0.5) * len(span) / n).long()], after]), whole=True)
 
 def _concatenate(self: CodeGrid, *others: CodeGrid) -> CodeGrid:
     "Sounds after one another, each from the column after the one before"
