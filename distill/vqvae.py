@@ -48,7 +48,7 @@ class VQVAEConfig:
     residual_blocks: int = 2            # with which the decoder reads the codes of neighbouring places together
     search_steps: int = 15              # steps in which the codes of a sound are improved by listening; 0: nearest codes only
     search_sweeps: int = 1              # how often every code is tried against others after that
-    listening_steps: int = 3            # the same for half of every training batch
+    listening_steps: int = 3            # steps of listening for every second window of a training batch; 0: none
     edge: str = 'replicate'             # how a sound is continued to a whole column: "replicate" or "silence"
 
     def __post_init__(self):
