@@ -261,7 +261,7 @@ class GridView {
     const layer = this.scroll;
     layer.addEventListener('pointerdown', e => {
       if (e.button !== 0 || !this.mask || e.offsetY > this.height && e.target === layer) return;
-      e.preventDefault(); layer.focus({ preventScroll: true }); layer.setPointerCapture(e.pointerId);
+      e.preventDefault(); window.getSelection()?.removeAllRanges(); layer.focus({ preventScroll: true }); layer.setPointerCapture(e.pointerId);
       const from = this.at(e), top = this.about.bands - 1, value = e.altKey ? 0 : 1, base = e.shiftKey || e.altKey ? this.mask : null;
       const drag = e => {
         const to = this.at(e), rows = from.ruler ? [0, top] : [from.band, to.band];
@@ -546,7 +546,7 @@ class Editor {
     else if (press === 'Space' && e.target.matches('button, input')) return;
     else if (press === 'Space') run = () => this.play(view?.name === 'other' ? 'other' : grid.count() ? 'selection' : 'play');
     else if (/^[1-9]$/.test(press) && +press <= this.chips.length) run = () => this.chooseLevel(+press - 1);
-    else if (press === 'Ctrl+C' && text) return;
+    else if (press === 'Ctrl+C' && text && !view) return;             // text that is selected is copied, unless one is in a grid
     else if (!run) { const o = this.model.get('operations').find(o => o.key === press); if (o) run = () => this.act(o.name); }
     if (!run) return;
     e.preventDefault(); e.stopPropagation(); run();

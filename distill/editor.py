@@ -513,6 +513,18 @@ class _EditorView(anywidget.AnyWidget):
     state = traitlets.Dict().tag(sync=True)                      # which of undo, redo and copied there is
     selection = traitlets.Dict().tag(sync=True)                  # boxes, levels, other (boxes there), cursor, focus
 
+    def __init__(self, **traits):
+        self._speaking = threading.RLock()
+        super().__init__(**traits)
+
+    def set_state(self, sync_data):   # from the page. What is set in another thread while it is taken in may never be sent
+        with self._speaking: super().set_state(sync_data)
+
+    def put(self, **traits):
+        "Set traits, in any thread"
+        with self._speaking:
+            for name, value in traits.items(): setattr(self, name, value)
+
     def _send_all(self):
         wire = _Wire(self._loudest)
         sides = {side: wire.whole(decoder) for side, decoder in self.decoders.items()}
@@ -594,7 +606,7 @@ def _begin(self):
         if self._waiting and not self.job.running: self.job.start(self._waiting.popleft(), self._finish)
 
 def _running(self, running):
-    self.running = running
+    self.put(running=self.job.running)                      # the next one may have begun meanwhile
     if not running: self._begin()
 
 def _receive(self, widget, message, buffers):
@@ -607,14 +619,13 @@ def _receive(self, widget, message, buffers):
         except (TypeError, ValueError) as e: self._finish(None, e)
 
 def _finish(self, said, error):
-    self.exception, self.progress = None if isinstance(error, Stopped) else error, 0.0
-    if error is None: self.error, self.status = '', said
-    elif isinstance(error, Stopped): self.error, self.status = '', 'Stopped'
-    else: self.error = in_words(error)
+    self.exception = None if isinstance(error, Stopped) else error
+    if self.exception: self.put(progress=0.0, error=in_words(error))
+    else: self.put(progress=0.0, error='', status=said if error is None else 'Stopped')
 
 def _tell(self):
-    self.lines = self.history.lines
-    self.state = dict(undo=self.history.can_undo, redo=bool(self.history.undone), copied=self._copied is not None)
+    state = dict(undo=self.history.can_undo, redo=bool(self.history.undone), copied=self._copied is not None)
+    self.put(lines=self.history.lines, state=state)
 
 CodeEditor._begin, CodeEditor._running, CodeEditor._receive = _begin, _running, _receive
 CodeEditor._finish, CodeEditor._tell = _finish, _tell
@@ -669,7 +680,7 @@ def _go(self, line, copies, selection, operation, should_stop):
     "Run a line, decode what it changed, and show it"
     now = self.history.now
     def tell(fraction, text):
-        if fraction >= self.progress + 0.02: self.progress = fraction
+        if fraction >= self.progress + 0.02: self.put(progress=fraction)
     watched = partial(rewrite, progress_callback=tell, should_stop=should_stop)
     names = dict(loaded=self.loaded, rewrite=watched, original=self.history.first.grid, grid=now.grid, other=now.other, encode=encode, load_audio=load_audio,
                  SamplingConfig=SamplingConfig, **{name: getattr(at, side) for name, (at, side) in copies.items()})
@@ -680,7 +691,7 @@ def _go(self, line, copies, selection, operation, should_stop):
     with self._lock:
         self._used.update(copies)
         self._commit(version)
-        if version.made is not None: self.selection = dict(self.selection, boxes=version.made)
+        if version.made is not None: self.put(selection=dict(self.selection, boxes=version.made))
     return f"{operation.done}: {_place(now.grid, selection['boxes'], selection['levels'])}"
 
 def _place(grid, boxes, levels):
@@ -737,7 +748,7 @@ def _step(self, name):  # 'undo' or 'redo'
             self.decoders[side].take(changes[side])
         self._show(changes)
         boxes = version.selection['boxes'] if back or version.made is None else version.made
-        self.selection = dict(self.selection, boxes=boxes)
+        self.put(selection=dict(self.selection, boxes=boxes))
     return f"{'Taken back' if back else 'Done again'}: {version.line}"
 
 def _copy(self, selection):

@@ -245,7 +245,7 @@ def find_model(
     "The file of a model; raises `ModelFileError` with the names that are like it"
     path = Path(path_or_name).expanduser()
     if path.exists() or path.is_symlink() or len(path.parts) > 1: return path # what is no file, `load_model` says best
-    try: entry = (library or Library()).get(str(path_or_name))
+    try: entry = (Library() if library is None else library).get(str(path_or_name))
     except LibraryError as e: raise ModelFileError(f'there is no file {path}, and {e}') from e
     if not entry.exists:
         raise ModelFileError(f'there is no file {path}, and the model {entry.name!r} of the library is gone from {entry.path}: '
@@ -258,7 +258,7 @@ def register_model(
     library: Library | None = None,
 ) -> Entry | None: # None where the library cannot be used
     "Put a model on the list if that is possible, and warn if it is not"
-    try: return (library or Library()).add(path)
+    try: return (Library() if library is None else library).add(path)
     except (LibraryError, ModelFileError) as e:
         warnings.warn(f'{path} is saved, but not in the library: {e}', stacklevel=3)
         return None

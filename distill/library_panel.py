@@ -93,7 +93,8 @@ class LibraryPanel(_LibraryView):
         workspace: Workspace=None, # gets the model that is loaded
         library: Library=None,     # by default that of this user
     ):
-        self.workspace, self.library, self.job = workspace or Workspace(), library or Library(), Job(self._running)
+        self.workspace, self.job = workspace or Workspace(), Job(self._running)
+        self.library = Library() if library is None else library    # one with nothing in it is one, too
         self.entries, self.error, self._busy = {}, None, False
         super().__init__()
         for b, do in ((self.refresh, self.look), (self.load_button, self.load), (self.rename_button, self.rename), (self.delete, self.ask),

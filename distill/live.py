@@ -477,11 +477,15 @@ def example_parts(example: dict) -> dict:  # which → (caption, PNG)
     caption = lambda w: _CAPTIONS['made' if w == 'after' and 'before' not in example else w].format(Path(example.get('file') or 'a sound').name)
     return {w: (caption(w), mel_png(example[w], top - 8, top)) for w in which}
 
+def _data(kind, content): return f'data:{kind};base64,{b64encode(content).decode()}'
+
+def _example_html(which, caption, png, sound=None):
+    player = f'<audio class="distill-player-{which}" controls src="{_data("audio/mpeg", sound)}"></audio>' if sound else ''
+    return f'<div>{html.escape(caption)}</div><img class="distill-picture-{which}" src="{_data("image/png", png)}" alt="">{player}'
+
 def _examples_html(training):
-    parts = [part for example in training.examples.values() for part in example_parts(example).values()]
-    picture = lambda png: f'<img src="data:image/png;base64,{b64encode(png).decode()}" alt="">'
-    return '<div class="distill-stages">' + ''.join(
-        f'<div class="distill-example"><div>{html.escape(caption)}</div>{picture(png)}</div>' for caption, png in parts) + '</div>'
+    parts = [(which, *part) for example in training.examples.values() for which, part in example_parts(example).items()]
+    return '<div class="distill-stages">' + ''.join(f'<div class="distill-example">{_example_html(*part)}</div>' for part in parts) + '</div>'
 
 def training_html(training: Training) -> str:
     "All that there is to see, as a page that stands still: no sound, no scripts"
@@ -503,18 +507,9 @@ class _Pace:
         self.spent, self.next = self.spent + took, began + max(self.at_least, took / self.share)
 
 # %% ../nbs/08c_live.ipynb #33a573f1
-def _silence():  # a player with no sound at all would log an error in the browser
-    import torch
-    from distill.export import encode_sound
-    return encode_sound(torch.zeros(4800), '.mp3')
-
-def _example_box(which):
+def _example_box():
     import ipywidgets as widgets
-    caption, picture = widgets.HTML(), widgets.Image(format='png', width='100%')
-    player = widgets.Audio(value=_silence(), format='mp3', autoplay=False, loop=False, layout=dict(display='none'))
-    caption.add_class(f'distill-caption-{which}'), picture.add_class(f'distill-picture-{which}'), player.add_class(f'distill-player-{which}')
-    children = [caption, picture] if which == 'first' else [caption, picture, player]
-    return widgets.VBox(children, layout=dict(display='none', flex='1 1 200px', min_width='160px')).add_class('distill-example')
+    return widgets.HTML(layout=dict(display='none', flex='1 1 200px', min_width='160px')).add_class('distill-example')
 
 class Dashboard:
     "A `Training` as a widget that draws itself again whenever something happens"
@@ -523,7 +518,7 @@ class Dashboard:
         self.training, clock = training, time.perf_counter
         self.began, self.draw_pace, self.example_pace = clock(), _Pace(clock, 0.007, 1.0), _Pace(clock, 0.007, 1.0)
         self.head, self.charts, self.notes = (widgets.HTML().add_class(f'distill-live-{name}') for name in ('head', 'charts', 'notes'))
-        self.boxes, self.shown = {which: _example_box(which) for which in ('before', 'first', 'after', 'made')}, {}
+        self.boxes, self.shown = {which: _example_box() for which in ('before', 'first', 'after', 'made')}, {}
         examples = widgets.HBox([*self.boxes.values()], layout=dict(flex_flow='row wrap', width='calc(100% - 4px)'))
         style = widgets.HTML(LIVE_STYLE, layout=dict(display='none'))
         self.widget = widgets.VBox([style, self.head, self.charts, examples, self.notes]).add_class('distill-live')
@@ -552,12 +547,8 @@ def _draw_examples(self):
         self.shown[stage] = example
         sounds = example_sounds(example)
         for which, (caption, png) in example_parts(example).items():
-            sound = sounds.get(which)
-            _fill(self.boxes['made' if 'before' not in example else which], caption, png, sound)
-
-def _fill(box, caption, png, sound):
-    box.children[0].value, box.children[1].value, box.layout.display = html.escape(caption), png, None
-    if sound and len(box.children) > 2: box.children[2].value, box.children[2].layout.display = sound, None
+            box = self.boxes['made' if 'before' not in example else which]
+            box.value, box.layout.display = _example_html(which, caption, png, sounds.get(which)), None
 
 Dashboard.draw_examples = _draw_examples
 

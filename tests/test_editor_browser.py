@@ -256,6 +256,26 @@ def test_copy_and_paste(opened):
     assert '= other' in opened.lines()[-2] and 'copied_2' in opened.lines()[-1]
 
 
+def test_copying_cells_or_text(opened):
+    "In a grid, Ctrl+C copies cells, whatever text is selected in the page; elsewhere, it copies that text."
+    opened.page.context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    mark = "() => getSelection().selectAllChildren(document.querySelector('.distill-lines'))"
+    opened.drag((5, 1), (7, 3))
+    opened.page.evaluate(mark)
+    opened['grid-own'].focus()
+    opened.press('Control+c')
+    assert '9 cells from 0.85 s' in opened.said('Copied: 9 cells')
+    opened['lines'].focus()
+    opened.page.evaluate(mark)
+    opened.press('Control+c')
+    assert opened.page.evaluate('navigator.clipboard.readText()').splitlines()==opened.lines()
+    opened.drag((6, 1), (6, 1))    # text that is selected is seen to be so no longer
+    assert opened.page.evaluate('getSelection().toString()')==''
+    opened['level-2'].click(modifiers=['Shift'])    # in a page, Shift and a click select text from the last click to here
+    assert opened.page.evaluate('getSelection().toString()')==''
+    opened['level-all'].click()
+
+
 @pytest.mark.parametrize('how', ['button', 'key'])
 def test_listening(opened, how):
     opened.drag((10, 0), (30, 7))

@@ -207,7 +207,7 @@ def test_dashboard_shows_the_examples(trained):
     board.training.finish()
     shown = {which: box.layout.display is None for which, box in board.boxes.items()}
     assert shown == dict(before=True, first=True, after=True, made=False)
-    assert board.boxes['after'].children[2].value and 'polyline' in board.charts.value and 'Done' in board.head.value
+    assert '<audio' in board.boxes['after'].value and '<audio' not in board.boxes['first'].value and 'polyline' in board.charts.value and 'Done' in board.head.value
 
 
 def test_drawing_costs_little(monkeypatch, trained):
