@@ -8,8 +8,8 @@ __all__ = ['AHEAD', 'LEAD', 'GAP', 'SECOND', 'ENCODING_SHARE', 'MEASURING_SHARE'
            'lines_of_sight', 'look_ahead', 'bridge_context', 'PlaceEmbedding', 'LevelHead', 'Guess', 'CodePrior',
            'StepWeights', 'Context', 'CodeExcerpt', 'encode_columns', 'extract_code_sequences', 'CodeBatch',
            'pack_excerpts', 'stack_rows', 'random_gap', 'PackedExcerpts', 'file_sequences', 'examination', 'CodeBits',
-           'unigram_bits', 'prior_bits', 'gap_examination', 'measure_bits', 'NextCode', 'prior_training_config',
-           'prior_config_for', 'fit_guess', 'train_prior']
+           'unigram_bits', 'prior_bits', 'gap_examination', 'measure_bits', 'mean_of_all', 'NextCode',
+           'prior_training_config', 'prior_config_for', 'fit_guess', 'train_prior']
 
 # %% ../nbs/06_prior.ipynb #f2320592
 import hashlib
@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from .dataset import MelCollection, MelWindows, change_mel, random_change
 from .training import (Budget, Checkpoints, Objective, TrainingConfig, excerpt, fewest, own_share,
-                              part_of_progress, pick_device, train)
+                              part_of_progress, pick_device, together, train)
 from .vqvae import STRIDE, ConvVQVAE
 
 # %% ../nbs/06_prior.ipynb #2aa530f4
@@ -860,6 +860,11 @@ def measure_bits(
     return CodeBits(*(mean(c, slice(None)) for c in costs), by_level, alone, gap)
 
 # %% ../nbs/06_prior.ipynb #f58f8ace
+def mean_of_all(losses):  # of what counts in this process's rows (n,)
+    "Their mean over all processes, as this one's part of a mean over processes"
+    n = together(torch.tensor([len(losses), 1]))                # how many there are in all; processes
+    return losses.sum() * n[1] / n[0].clamp(min=1)
+
 class NextCode(Objective):
     "Stage 2: predict every code from the ones before it, or around it, and the ends of sounds; judged by bits per code on held-out files"
     name, unit = 'stage 2', 'bits per code'
@@ -870,9 +875,8 @@ class NextCode(Objective):
     def forward(self, batch: CodeBatch):
         gaps = batch.known.any(1)
         losses, ends = zip(*[self._part(batch.take(rows), filling) for rows, filling in ((~gaps, False), (gaps, True)) if rows.any()])
-        ends = torch.cat(ends)
         idle = [] if gaps.any() else [self.prior.embedding.ahead.weight, self.prior.embedding.gap.weight, *self.prior.guess.parameters()]
-        return torch.cat(losses).mean() + ends.sum() / max(1, len(ends)) + 0. * sum(weight.sum() for weight in idle)   # several processes expect a gradient for every weight
+        return mean_of_all(torch.cat(losses)) + mean_of_all(torch.cat(ends)) + 0. * sum(weight.sum() for weight in idle)   # several processes expect a gradient for every weight
 
     def _part(self, batch, filling):  # of the codes that count (n,), of the columns that count (n,)
         "Losses of rows without gaps, or of rows with gaps; ends are asked of the former only"

@@ -8,6 +8,7 @@ import torch
 from torch import distributed, nn
 
 from distill.dataset import MelWindows, load_collection
+from distill.prior import CodeExcerpt, CodePrior, NextCode, PackedExcerpts, PriorConfig, fit_guess, prior_training_config
 from distill.synthesis import write_collection
 from distill.training import (Budget, Checkpoints, Objective, Reconstruction, TrainingConfig, own_share, pick_device,
                               processes, train, train_vqvae)
@@ -79,6 +80,32 @@ def learn(sounds, checkpoints, events):
     return objective, result, collection
 
 
+class WatchedCodes(NextCode):
+    "Keeps the loss of every step"
+    losses = ()
+
+    def forward(self, batch):
+        loss = super().forward(batch)
+        self.losses = [*self.losses, loss.detach()]
+        return loss
+
+
+def learn_codes():
+    "Stage 2 on codes that are the same for one process and for two, in rows of very different lengths; without dropout, whose masks differ"
+    cfg = PriorConfig(codebook_size=16, n_quantizers=2, n_bands=4, max_columns=6, d_model=32, n_layers=1, n_heads=2, dropout=0.0, code_dim=4, gap_share=0.4)
+    drawn = torch.Generator().manual_seed(5)
+    long = lambda n: (torch.arange(n)[:, None] + torch.randint(16, (8,), generator=drawn)) % 16
+    excerpts = [CodeExcerpt(long(n), begins=False, ends=n < 6) for n in (1, 1, 2, 6, 6, 1, 3, 6) * 4]
+    torch.manual_seed(4)
+    prior = CodePrior(cfg)
+    prior.set_vectors(torch.randn(2, 16, 4))
+    fit_guess(prior, excerpts)
+    objective = WatchedCodes(prior, excerpts[:8])
+    batches = own_share(PackedExcerpts(excerpts, cfg, 8, 0), 8, 'cpu')
+    result = train(objective, batches, prior_training_config(batch_size=8, validations=6, precision='fp32', patience=1), Budget(steps=STEPS), 'cpu')
+    return torch.stack(objective.losses), [r['loss'] for r in result.history], result.history[-1]['score']
+
+
 def worker(sounds, out):
     "One of two processes, as `torchrun` starts them"
     events = []
@@ -104,7 +131,10 @@ def worker(sounds, out):
     fit('again', lambda: state.process_index == 1 and next(stop_at) == 4)               # only one of the two is asked to stop
     again = fit('again', lambda: False)
     notes, ended = slope(state.process_index == 1)
-    report = dict(notes=notes, slope=ended, losses=(losses / 2).tolist(), history=result.history, equal=equal, replaced=objective.replaced, same_weights=torch.equal(*both),
+    own_losses, curve, score = learn_codes()
+    code_losses = own_losses.clone()
+    distributed.all_reduce(code_losses)
+    report = dict(code_losses=(code_losses / 2).tolist(), own_code_losses=own_losses.tolist(), code_curve=curve, code_score=score, notes=notes, slope=ended, losses=(losses / 2).tolist(), history=result.history, equal=equal, replaced=objective.replaced, same_weights=torch.equal(*both),
                   events=[e['event'] for e in events], windows_differ=not torch.equal(*windows), share=len(own),
                   changed=[k for k in straight if not torch.equal(straight[k], again[k])],
                   norms=[type(m).__name__ for m in objective.modules() if 'forward' in vars(m)])
@@ -139,6 +169,16 @@ def test_the_losses_are_those_of_one_process(runs):
         assert len(alone) == STEPS and alone[-1] < 0.7 * alone[0]
         assert mine['losses'] == pytest.approx(alone, rel=0.01)
         assert [r['loss'] for r in mine['history']] == pytest.approx([r['loss'] for r in runs['alone'].history], rel=0.01)
+
+
+def test_the_losses_of_stage_2_are_those_of_one_process(runs):
+    losses, curve, score = learn_codes()
+    assert len(losses) == STEPS and losses[-1] < 0.7 * losses[0]
+    for mine in runs['two']:
+        assert mine['code_losses'] == pytest.approx(losses.tolist(), rel=0.002)
+        assert mine['code_curve'] == pytest.approx(curve, rel=0.002) and mine['code_score'] == pytest.approx(score, rel=0.002)
+    first, second = (mine['own_code_losses'] for mine in runs['two'])
+    assert max(abs(a - b) / b for a, b in zip(first, second)) > 0.1, 'the two have about the same to do: the test shows nothing'
 
 
 def test_codebooks_are_equal_at_every_step(runs):
