@@ -117,6 +117,7 @@ class BitScores(NamedTuple):
     unigram: float | None = None   # of the same files
     training: float | None = None  # of files that the prior has learned from
     by_level: tuple = ()           # (held_out, unigram) each
+    gap: tuple = ()                # in a gap: knowing what comes before, knowing both sides
 
 def _bits(loaded, known, held_out) -> BitScores:  # {name: log-mel} of both kinds; `known` may be empty
     "How surprised the prior is by files that it has not learned from, and by files that it has"
@@ -128,9 +129,9 @@ def _bits(loaded, known, held_out) -> BitScores:  # {name: log-mel} of both kind
     test = encode(held_out.values(), held_out)
     train = encode(known.values(), known) if known else test
     bits = measure_bits(loaded.prior, train, test)
-    if not known: return BitScores(bits.prior, by_level=tuple((level, None) for level, _ in bits.by_level))
+    if not known: return BitScores(bits.prior, by_level=tuple((level, None) for level, _ in bits.by_level), gap=bits.gap)
     again = encode(excerpt([*known.values()]), known)
-    return BitScores(bits.prior, bits.unigram, measure_bits(loaded.prior, train, again).prior, tuple(bits.by_level))
+    return BitScores(bits.prior, bits.unigram, measure_bits(loaded.prior, train, again).prior, tuple(bits.by_level), bits.gap)
 
 # %% ../nbs/11_evaluate.ipynb #6c78792d
 def _mel(loaded, file):  # natural-log mel (m, f), on the CPU
@@ -591,11 +592,12 @@ def _bits_lines(r) -> list:
     if r.bits_per_code is None: return ['', 'no prior yet, so no bits per code']
     form, lines = '{:.3f}'.format, []
     lines.append(_row('bits per code', [level.bits for level in r.levels], form))
-    if r.gain is None: return [*lines, '', f'{r.bits_per_code:.3f} bits per code; the unigram needs the training files']
+    gap = [] if not r.gap_bits else ['in a gap: {1:.3f} bits with both sides, {0:.3f} with the left only'.format(*r.gap_bits)]
+    if r.gain is None: return [*lines, *gap, '', f'{r.bits_per_code:.3f} bits per code; the unigram needs the training files']
     lines += [_row('unigram', [level.unigram for level in r.levels], form), '',
               f'{r.bits_per_code:.3f} bits per code, unigram {r.unigram_bits_per_code:.3f}: '
               f'{abs(r.gain):.0%} {"fewer" if r.gain >= 0 else "more"}']
-    return lines + [f'{r.train_bits_per_code:.3f} on its training files: a gap of {r.gap:.3f}']
+    return lines + gap + [f'{r.train_bits_per_code:.3f} on its training files: a gap of {r.gap:.3f}']
 
 def _generated_lines(r) -> list:
     "What it makes, in text"
@@ -636,6 +638,7 @@ class EvaluationReport:
     bits_per_code: float | None          # of the prior; None without one
     unigram_bits_per_code: float | None  # None without a prior or without the training files
     train_bits_per_code: float | None = None  # of the prior, on files that it has learned from
+    gap_bits: tuple = ()                 # in gaps, knowing what comes before, and both sides; empty without a prior or if all sounds are short
     warnings: tuple = ()                 # what is wrong with the codebooks, in words
     n_clips: int = 0                     # clips that were generated
     generated: GeneratedScores | None = None       # None without a prior
@@ -737,7 +740,7 @@ def evaluate_model(
         loaded.metadata.get('name', 'model'), str(files.folder), tuple(scores), len(unseen.learned),
         sum(f.seconds for f in unseen.scored), **means,
         levels=tuple(LevelScore(h.utilisation, h.perplexity, *pair) for h, pair in zip(health, bits.by_level)),
-        bits_per_code=bits.held_out, unigram_bits_per_code=bits.unigram, train_bits_per_code=bits.training,
+        bits_per_code=bits.held_out, unigram_bits_per_code=bits.unigram, train_bits_per_code=bits.training, gap_bits=bits.gap,
         warnings=tuple(health_warnings(health, loaded.vqvae_config.codebook_size)),
         n_clips=len(clips), generated=made, memorisation=copies)
 
@@ -797,6 +800,8 @@ def _scores_table(r) -> list:
              f'{show(r.unigram_bits_per_code)} (knowing only how often each code occurs)'),
             ('The same on its own training files', r.train_bits_per_code,
              f'{show(r.bits_per_code)} (a large gap means learned by heart)'),
+            ('Filling a gap of three columns, bits per code', r.gap_bits[1] if r.gap_bits else None,
+             f'{show(r.gap_bits[0] if r.gap_bits else None)} (knowing only what comes before it)'),
             ('Generated against training sounds, kernel distance', g.distance,
              f'{show(g.new)} (new recordings through the same codes)'),
             ('Diversity of generated sounds', g.diversity, '1 (the training sounds)')]

@@ -197,7 +197,8 @@ def fit_prior(
     network, result, bits = train_prior(loaded.model, collection, cfg, training, budget, loaded.device, part_of_progress(progress_callback, 0.05, 1),
                                         should_stop, checkpoints=_below(checkpoints, 'stage-2', minutes, epochs), on_event=on_event)
     scores = dict(loaded.metadata['scores'], bits_per_code=_rounded(bits.prior), unigram_bits_per_code=_rounded(bits.unigram),
-                  bits_by_level=_rounded(bits.by_level), bits_per_code_by_the_second=_rounded(bits.alone))
+                  bits_by_level=_rounded(bits.by_level), bits_per_code_by_the_second=_rounded(bits.alone),
+                  bits_in_a_gap=_rounded(bits.gap))
     about = loaded.metadata
     metadata = dict(about, scores=scores, minutes=round(about['minutes'] + result.seconds / 60, 3), notes=about.get('notes', []) + result.notes,
                     **{name: about.get(name, [])[:1] + [value] for name, value in (('steps', result.steps), ('stopped', result.stopped))})

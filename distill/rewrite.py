@@ -11,15 +11,18 @@ import torch
 from torch.nn import functional as F
 from .codes import CodeGrid, CodesError, Region, check_codes
 from .model import LoadedVQModel
-from .prior import CodePrior, lines_of_sight
+from .prior import SWIFT, CodePrior
 from .sampling import Sampler, SamplingConfig, Stopped, resolve_seed
 
 # %% ../nbs/10a_rewrite.ipynb #86a63b76
-def _through(block, x, place, keys, values, sight):  # (1, 1, d); keys and values of all places (1, heads, p, d / heads); which are seen (1, p)
-    "One place through one block; its keys and values take their place among the others"
+def _through(block, x, first, keys, values):  # places from `first` on (1, n, d); keys and values of all places (1, heads, p, d / heads)
+    "Some places through one block; their keys and values take their place after those before them"
+    n, last = x.shape[1], first + x.shape[1]
     q, k, v = block.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
-    keys[:, :, place], values[:, :, place] = k[:, :, 0], v[:, :, 0]
-    x = x + block.proj(F.scaled_dot_product_attention(q, keys, values, sight[:, None, None]).transpose(1, 2).flatten(2))
+    keys[:, :, first:last], values[:, :, first:last] = k, v
+    sight = torch.ones(n, last, dtype=torch.bool, device=x.device).tril(first)
+    y = F.scaled_dot_product_attention(q, keys[:, :, :last], values[:, :, :last], sight)
+    x = x + block.proj(y.transpose(1, 2).flatten(2))
     return x + block.mlp(block.norm2(x))
 
 # %% ../nbs/10a_rewrite.ipynb #4dbd6a17
@@ -33,28 +36,28 @@ class Gap:
         onset: bool,        # does the sound begin with the first column?
         label: int = 0,     # class of the sound
     ):
-        self.prior, self.codes, self.known = prior, codes, known[None]
-        columns = len(codes) // prior.cfg.n_bands
+        self.prior, self.codes, self.known, self.read = prior, codes, known[None], 0      # places that were read
+        cfg, columns = prior.cfg, len(codes) // prior.cfg.n_bands
         self.onsets = F.pad(torch.tensor([[onset]], device=codes.device), (0, columns - 1))
-        self.labels, self.sight = torch.full_like(self.onsets, label, dtype=torch.long), lines_of_sight(self.known.all(-1))
-        self.tables, self.keys_values, x = (*prior.levels.tables(prior.vectors), *prior.guess.tables(prior.vectors)), [], self._embed()
-        for block in prior.blocks: x = block(x, self.keys_values, self.sight)
-
-    def _embed(self): return self.prior.embed(self.codes[None], self.onsets, self.labels, self.known)
+        self.labels = torch.full_like(self.onsets, label, dtype=torch.long)
+        self.tables = *prior.levels.tables(prior.vectors), *prior.guess.tables(prior.vectors)
+        self.pairs = prior.vectors.new_zeros(cfg.n_layers, 2, 1, cfg.n_heads, len(codes), cfg.d_model // cfg.n_heads)
 
     def state(self, place):  # (d,), (c,)
-        "What the transformer makes of a place, once all open places before it have been found; and the straight guess"
-        x = self._embed()[:, place:place + 1]
-        for block, (keys, values) in zip(self.prior.blocks, self.keys_values): x = _through(block, x, place, keys, values, self.sight[:, place])
-        return self.prior.norm(x)[0, 0], self.prior.guess.mean(self.prior.surroundings(self.codes[None], self.known)[0, place])
+        "What is made of a place, once all open places before it have been found; and the straight guess"
+        first, prior = min(self.read, place), self.prior
+        x = prior.embed(self.codes[None], self.onsets, self.labels)[:, first:place + 1]
+        for block, pair in zip(prior.blocks, self.pairs): x = _through(block, x, first, *pair)
+        self.read, around = place + 1, prior.surroundings(self.codes[None], self.known)[:, place:place + 1]
+        return prior.bridge(prior.norm(x)[:, -1:], around)[0, 0], around[0, 0] @ prior.guess.weight
 
     def logits(self, place, level, state):  # (k,)
         "Of one code, after those of the coarser levels"
-        (x, left), (adds, weight, compare, often), codes, levels = state, self.tables, self.codes[place], self.prior.levels
-        x = x + levels.level[level] + sum(adds[l][codes[l]] for l in range(level))
-        left = left - sum(self.prior.vectors[l][codes[l]] for l in range(level))
-        first, second = self.prior.guess.shares[:, level]
-        return first * (levels.refine(x) @ weight[level]) + second * (left @ compare[level] + often[level])
+        (x, left), (adds, weight, compare, least), codes, prior = state, self.tables, self.codes[place], self.prior
+        x = x + prior.levels.level[level] + sum(adds[l][codes[l]] for l in range(level))
+        left = left - sum(prior.vectors[l][codes[l]] for l in range(level))
+        first, second = SWIFT * prior.guess.shares[:, level]
+        return first * (prior.levels.refine(x) @ weight[level]) + second * (left @ compare[level] + least[level])
 
 # %% ../nbs/10a_rewrite.ipynb #5edf862f
 def fill_place(
