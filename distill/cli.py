@@ -528,8 +528,6 @@ def file_lines(files) -> list[str]: # what was used, what was not, in lines
     for title, rows in (('not used', files.skipped), ('used, with a note', [r for r in files.used if r.notes])):
         lines += [f'         {title}: {r.name}: {r.reason or "; ".join(r.notes)}' for r in rows[:20]]
         if len(rows) > 20: lines.append(f'         {title}: {len(rows) - 20} more, see `distill doctor`')
-    if gap := scores.get('bits_in_a_gap'):
-        lines.append(f'Gaps     {gap[1]:.2f} bits per code with both sides, {gap[0]:.2f} with the left only')
     return lines
 
 def is_number(x) -> bool: return isinstance(x, (int, float)) and math.isfinite(x)
