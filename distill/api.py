@@ -268,10 +268,11 @@ class _Coding:
     def decode(
         self,
         grid,   # a `CodeGrid`, or an `.npz` file that holds one
+        levels=None,  # those to hear, one or several: 0 is the coarsest; None: all
     ) -> Clip:
         "The sound that a grid of codes stands for; raises `CodesError` for another model's"
         grid = grid if isinstance(grid, CodeGrid) else CodeGrid.load(grid)
-        return self._clip(decode(self.loaded, grid), made_by='codes')
+        return self._clip(decode(self.loaded, grid, levels), made_by='codes')
 
     def reconstruct(
         self,

@@ -10,8 +10,8 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
            'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
-           'Codes', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low', 'High',
-           'Levels', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
+           'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
+           'High', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
            'Blend', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'models', 'ModelName', 'NewName',
            'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE',
            'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
@@ -1007,9 +1007,10 @@ def write_sound(
 
 # %% ../nbs/15_cli.ipynb #bddbe6b4
 Codes = argument(Path, 'A codes file (.npz).', metavar='CODES.npz')
+Levels = option(Optional[str], 'Only these levels; 0 is the coarsest.', '--levels', metavar='N[,N…]', callback=_levels(_number(int, 0, 31)))
 
 @command
-def decode(model:Model, codes:Codes, out:SoundOut, sample_rate:SampleRate=None, bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None,
+def decode(model:Model, codes:Codes, out:SoundOut, levels:Levels=None, sample_rate:SampleRate=None, bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None,
            dither:Dither=False, title:Title=None, artist:Artist=None, album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None,
            as_json:AsJson=False):
     "Write the sound that a codes file stands for."
@@ -1019,7 +1020,7 @@ def decode(model:Model, codes:Codes, out:SoundOut, sample_rate:SampleRate=None, 
                      artist=artist, album=album, genre=genre, comment=comment)
     target = sound_target(out, inputs=(model, codes), **form)
     grid = CodeGrid.load(codes)
-    wav = decode(load_model(model, device), grid)
+    wav = decode(load_model(model, device), grid, levels)
     facts = file_facts(write_sound(wav, target, **form))
     print(f'{target}: {grid.seconds:.2f} s{fact_words(facts)}')
     return dict(file=str(target), seconds=grid.seconds, **facts)
@@ -1095,7 +1096,6 @@ From = option(Optional[float], 'Only from here on, in seconds.', '--from', metav
 To = option(Optional[float], 'Only up to here, in seconds.', '--to', metavar='S', min=0)
 Low = option(Optional[float], 'Only from this pitch on, in Hz.', '--low', metavar='HZ', min=0)
 High = option(Optional[float], 'Only up to this pitch, in Hz.', '--high', metavar='HZ', min=0)
-Levels = option(Optional[str], 'Only these levels; 0 is the coarsest.', '--levels', metavar='N[,N…]', callback=_levels(_number(int, 0, 31)))
 EditSeed = option(int, 'The same seed gives the same result.', '--seed', min=0, max=TOP_SEED)
 
 def named_cells(grid, start=None, end=None, low=None, high=None, levels=None):

@@ -155,10 +155,12 @@ def check_codes(
 def decode(
     loaded: LoadedVQModel,
     grid: CodeGrid,
+    levels=None,             # those to hear, one or several: 0 is the coarsest; None: all
 ):  # mono waveform (n_samples,)
     "The sound that a grid stands for, turned down as a whole if it would clip; raises `CodesError` for another model's"
     check_codes(loaded, grid)
-    return limit_peak(decode_codes(loaded, grid.codes, grid.n_samples))
+    codes = grid.codes if levels is None else torch.where(grid.select(levels=levels).mask, grid.codes, -1)      # −1: no code
+    return limit_peak(decode_codes(loaded, codes, grid.n_samples))
 
 def reconstruct(
     loaded: LoadedVQModel,

@@ -473,6 +473,8 @@ def describe_memorisation(report: MemorisationReport) -> str:
     lines = [report.verdict, '', _row('', ('generated', 'new', 'copies'), str)]
     lines += [_row(title, [values[k] for k in ('generated', 'new', 'copies')], form) for title, values, form in (
         ('distance, nats', median, '{:.2f}'.format), ('same columns', report.runs, '{:.1f}'.format))]
+    lines += ['distance: to the nearest moment of a training sound; same columns: so many in a row have its codes',
+              'new: held-out sounds; copies: training sounds; both through the codes', '']
     for p in report.pairs[:3]:
         lines.append(f'clip {p.clip} at {p.clip_start:.2f} s is {p.distance:.2f} nats '
                      f'from {p.file} at {p.file_start:.2f} s')
@@ -594,10 +596,11 @@ def _bits_lines(r) -> list:
     lines.append(_row('bits per code', [level.bits for level in r.levels], form))
     gap = [] if not r.gap_bits else ['in a gap: {1:.3f} bits with both sides, {0:.3f} with the left only'.format(*r.gap_bits)]
     if r.gain is None: return [*lines, *gap, '', f'{r.bits_per_code:.3f} bits per code; the unigram needs the training files']
-    lines += [_row('unigram', [level.unigram for level in r.levels], form), '',
+    lines += [_row('unigram', [level.unigram for level in r.levels], form),
+              'perplexity: as so many equally frequent codes; unigram: what a histogram of them would pay', '',
               f'{r.bits_per_code:.3f} bits per code, unigram {r.unigram_bits_per_code:.3f}: '
               f'{abs(r.gain):.0%} {"fewer" if r.gain >= 0 else "more"}']
-    return lines + gap + [f'{r.train_bits_per_code:.3f} on its training files: a gap of {r.gap:.3f}']
+    return lines + gap + [f'{r.train_bits_per_code:.3f} on its training files: a gap of {r.gap:.3f}; the larger, the more it knows by heart']
 
 def _generated_lines(r) -> list:
     "What it makes, in text"
@@ -605,7 +608,8 @@ def _generated_lines(r) -> list:
     g, show = r.generated, lambda estimate: 'too few sounds' if estimate is None else str(estimate)
     lines = ['', f'{r.n_clips} clips generated',
              f'kernel distance {show(g.distance)}; of new sounds {show(g.new)}, held-out {show(g.held_out)}',
-             f'diversity {show(g.diversity)} of that of the training sounds']
+             '(from the training sounds: 0 is no farther than they are from each other)',
+             f'diversity {show(g.diversity)}, where 1 is as varied as the training sounds']
     return lines + (['', str(r.memorisation)] if r.memorisation else [])
 
 def describe_evaluation(report) -> str:
@@ -614,7 +618,8 @@ def describe_evaluation(report) -> str:
     seen = f'{r.n_learned} it has learned from are left out' if r.n_learned else 'none of them is from its training'
     lines = [f'{r.model} on {n} file{"s" * (n != 1)} it has not learned from, {r.seconds:.1f} s ({seen})', '',
              _row('', ('mel', 'wave', 'ceiling'), str), _row('log-mel L1, nats', (r.mel, r.wave, r.ceiling), form),
-             _row('STFT distance', (None, r.stft, r.stft_ceiling), form), '',
+             _row('STFT distance', (None, r.stft, r.stft_ceiling), form),
+             'mel: after the codes; wave: as sound again; ceiling: the same without any codes. Lower is closer', '',
              _row('level', range(len(r.levels)), str),
              _row('codes used', [level.used for level in r.levels], '{:.0%}'.format),
              _row('perplexity', [level.perplexity for level in r.levels], '{:.1f}'.format)]

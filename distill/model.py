@@ -48,9 +48,9 @@ def config_from_dict(
     "Rebuild a config; unknown and missing fields are errors"
     if not isinstance(values, dict): raise ModelFileError(f'{cls.__name__} should be a set of fields, not {values!r}')
     names = {f.name for f in fields(cls)}
-    for what, odd in (('does not know', set(values) - names), ('misses', names - set(values))):
-        if odd: raise ModelFileError(f'this version of distill ({__version__}) {what} {", ".join(sorted(odd))} in '
-                                     f'{cls.__name__}; use the version that wrote the model, or fit it again')
+    for what, odd in (('does not know', set(values) - names), ('does not find', names - set(values))):
+        if odd: raise ModelFileError(f'written by another version of Distill: this one ({__version__}) {what} {", ".join(sorted(odd))} in '
+                                     f'{cls.__name__}. Use that version, or make the model again from its sounds with `distill fit`')
     try: return cls(**{name: _tupled(value) for name, value in values.items()})
     except (TypeError, ValueError) as e: raise ModelFileError(f'{cls.__name__} holds an impossible value: {e}') from e
 
@@ -215,6 +215,10 @@ def _fill(network, tensors, part, path):
     return network.eval()
 
 # %% ../nbs/08_model.ipynb #704d0168
+def _config_of(path, cls, values):
+    try: return config_from_dict(cls, values)
+    except ModelFileError as e: raise ModelFileError(f'{path}: {e}') from e
+
 def load_model(
     path, # a `.distill` file
     device=None, # 'cpu', 'cuda', 'mps'; None: the best there is
@@ -222,10 +226,10 @@ def load_model(
     "Read a model file; raises `ModelFileError` with what the file is and what to do"
     path = Path(path).expanduser()
     info, device = read_model_info(path), pick_device(device)
-    configs = {name: config_from_dict(cls, info[name]) for name, cls in (
+    configs = {name: _config_of(path, cls, info[name]) for name, cls in (
         ('spectrogram_config', SpectrogramConfig), ('vqvae_config', VQVAEConfig))}
     has_prior = info['prior_config'] is not None
-    configs['prior_config'] = config_from_dict(PriorConfig, info['prior_config']) if has_prior else None
+    configs['prior_config'] = _config_of(path, PriorConfig, info['prior_config']) if has_prior else None
     try: tensors = safetensors.torch.load(path.read_bytes())
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as e:
         raise ModelFileError(f'{path} is damaged: {e}') from e

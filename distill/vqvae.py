@@ -216,11 +216,11 @@ class QuantizerWrapper(nn.Module):
         "The health of each level over the training batches since `reset_counts`"
         return level_health(self.counts, self.commitment, self.movement)
 
-    def embed(self, indices):  # codes (b, p, q) -> vectors (b, p, d)
+    def embed(self, indices):  # codes (b, p, q), −1 for none -> vectors (b, p, d)
         "The sum of the codes' vectors"
         top, levels = self.cfg.codebook_size, self.cfg.n_quantizers
         if indices.shape[-1] != levels: raise ValueError(f'{indices.shape[-1]} levels of codes: this model has {levels}')
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < top:
+        if indices.numel() and not -1 <= int(indices.min()) <= int(indices.max()) < top:
             raise ValueError(f'codes from {int(indices.min())} to {int(indices.max())}: this model has 0 to {top - 1}')
         return self.vq.get_output_from_indices(indices)
 
@@ -330,10 +330,11 @@ def _moves_by_ear(model, mel, z, steps, rate):  # (b, 1, m, f), vectors (b, d, h
     u, size = z.detach(), rate * z.detach().std((1, 2, 3), keepdim=True)
     for step in range(steps + 1):
         found = model.quantize(u)
-        vectors = found.quantized.detach().requires_grad_()
+        vectors = found.quantized.detach().requires_grad_(step < steps)
         error = (model.decode(vectors, mel.shape[-2:]) - mel).abs().mean((1, 2, 3))
-        gradient, = torch.autograd.grad(error.sum(), vectors)
-        u = u - size * (1 - step / steps) * gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-20)
+        if step < steps:
+            gradient, = torch.autograd.grad(error.sum(), vectors)
+            u = u - size * (1 - step / steps) * gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-20)
         yield found.indices, error.detach(), u
 
 # %% ../nbs/04_vqvae.ipynb #84261b24

@@ -491,6 +491,17 @@ def test_encode_and_decode(w, tmp_path):
     assert sf.info(tmp_path/'b.flac').samplerate==44_100
 
 
+def test_decode_some_levels(w, tmp_path):
+    report('encode', w.model, w.one, '-o', tmp_path/'codes.npz')
+    sound = lambda *options: report('decode', w.model, tmp_path/'codes.npz', '-o', tmp_path/'a.wav', *options) and (tmp_path/'a.wav').read_bytes()
+    every, first = sound(), sound('--levels', 0)
+    from distill.model import load_model
+    levels = load_model(w.model).vqvae_config.n_quantizers
+    assert sound('--levels', ','.join(map(str, range(levels))))==every!=first and len(first)==len(every)
+    assert run('decode', w.model, tmp_path/'codes.npz', '-o', tmp_path/'b.wav', '--levels', levels).exit_code==1
+    assert run('decode', w.model, tmp_path/'codes.npz', '-o', tmp_path/'b.wav', '--levels', 'x').exit_code==2
+
+
 @pytest.mark.parametrize('rate, n', [(48_000, 24_001), (44_100, 10_007), (8_000, 999), (96_000, 12_345)])
 def test_reconstruct_keeps_rate_and_length(w, tmp_path, rate, n):
     sf.write(tmp_path/'in.wav', 0.3*np.sin(np.arange(n)*0.1), rate)

@@ -217,7 +217,7 @@ def test_configs_must_have_exactly_their_fields(path, part, cls):
     config = read_model_info(path)[part]
     name = next(iter(config))
     for wrong, says in ((config | {'wings': 2}, f'does not know wings in {cls}'), ([1], f'{cls} should be'),
-                        ({k: v for k, v in config.items() if k != name}, f'misses {name} in {cls}')):
+                        ({k: v for k, v in config.items() if k != name}, f'{path.name}: written by another.*does not find {name} in {cls}.*distill fit')):
         rewrite(path, **{part: json.dumps(wrong)})
         with pytest.raises(ModelFileError, match=says): load_model(path, 'cpu')
 
