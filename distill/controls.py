@@ -199,11 +199,13 @@ function initialize({model}) {
     source.start(e.next); e.next += buffer.duration;
     e.sources.add(source); source.onended = () => { e.sources.delete(source); e.show(); };
   };
-  document.addEventListener('play', () => e.sources.size && e.silence(), true);   // one thing at a time
+  for (const kind of ['play', 'distill-play'])                                     // one thing at a time
+    document.addEventListener(kind, o => o.detail !== e && e.sources.size && e.silence(), true);
   model.on('msg:custom', (m, buffers) => {
     if (m.kind == 'begin') {
       e.silence(); wake();
       for (const a of document.querySelectorAll('audio')) a.pause();
+      document.dispatchEvent(new CustomEvent('distill-play', {detail: e}));
       Object.assign(e, {peaks: [], got: 0, total: m.total, rate: m.rate, id: m.id, next: 0, lead: .05, parts: [], done: false, muted: false, first: 0});
     } else if (m.id != e.id) return;
     else if (m.kind == 'end') { e.done = true; e.total = e.got; }

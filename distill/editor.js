@@ -55,45 +55,58 @@ function gainOf(samples, most = 0.95) {            // turned down as a whole whe
   return Math.min(1, most / Math.max(peak, 1e-9));
 }
 
-function excerpt(samples, from, to, rate, loop) {  // with 4 ms fades; a loop many times over, so that the player's own gap is rare
-  const part = samples.slice(from, to), fade = Math.min(Math.round(0.004 * rate), part.length >> 1);
-  for (let i = 0; i < fade; i++) { part[i] *= i / fade; part[part.length - 1 - i] *= i / fade; }
-  if (!loop) return part;
-  const times = Math.max(1, Math.ceil(20 * rate / part.length)), out = new Float32Array(times * part.length);
-  for (let i = 0; i < times; i++) out.set(part, i * part.length);
-  return out;
-}
+const fade = gain => { const now = gain.context.currentTime; gain.gain.cancelScheduledValues(now); gain.gain.setValueAtTime(1, now); gain.gain.linearRampToValueAtTime(0, now + 0.004); };
 
-class Transport {                                  // one player for the whole sound, one for everything else
-  constructor(rate, changed) {
-    this.rate = rate; this.changed = changed; this.now = null; this.urls = new Map();
-    this.main = make('audio', { class: 'distill-player', controls: true, preload: 'auto', 'aria-label': 'The sound as it is now' });
-    this.other = make('audio', { class: 'distill-excerpt', preload: 'auto', hidden: true });
-    this.main.addEventListener('play', () => { this.other.pause(); this.begin({ player: this.main, view: 'own', from: 0, what: 'all' }); });
-    for (const player of [this.main, this.other]) for (const event of ['pause', 'ended'])
-      player.addEventListener(event, () => { if (this.now?.player === player) { this.now = null; changed(); } });
+class Transport {                                  // plays samples as they are: an edit is heard at once, nothing is packed into a file
+  constructor(rate, changed, sounds) {             // sounds: name -> Float32Array
+    Object.assign(this, { rate, changed, sounds, now: null, gains: new WeakMap(), volume: 1 });
+    this.others = e => { if (e.detail !== this && this.now) this.stop(); };   // another player has begun
+    for (const kind of ['play', 'distill-play']) document.addEventListener(kind, this.others, true);
   }
-  begin(now) { this.now = now; this.changed(); }
-  load(player, samples, gain) {
-    const old = this.urls.get(player), url = URL.createObjectURL(wavBlob(samples, this.rate, gain));
-    this.urls.set(player, url); player.src = url;
-    if (old) URL.revokeObjectURL(old);
+  wake() {                                         // sound needs a click or a key in most browsers, and gets here with one
+    this.context ??= new AudioContext();
+    if (this.context.state === 'suspended') this.context.resume();
+    return this.context;
   }
-  offer(samples) {                                 // the sound has changed: what plays goes on with the new one
-    const at = this.now?.player === this.main ? this.main.currentTime : null;
-    this.load(this.main, samples, this.gain = gainOf(samples));
-    if (at !== null) { this.main.currentTime = at; this.main.play().catch(() => {}); }
+  gain(samples) { if (!this.gains.has(samples)) this.gains.set(samples, gainOf(samples)); return this.gains.get(samples); }
+  play(now) {                                      // { what, sound, view, from, to, loop, at }: samples from … to of a sound, beginning at `at`
+    this.halt();
+    const samples = this.sounds[now.sound], context = this.wake(), low = clamp(now.from, 0, samples.length), high = Math.min(now.to, samples.length);
+    if (high <= low) return this.stop();
+    for (const audio of document.querySelectorAll('audio')) audio.pause();
+    document.dispatchEvent(new CustomEvent('distill-play', { detail: this }));
+    const part = samples.slice(low, high), rim = Math.min(Math.round(0.004 * this.rate), part.length >> 1);
+    for (let i = 0; i < rim; i++) { part[i] *= i / rim; part[part.length - 1 - i] *= i / rim; }
+    const buffer = context.createBuffer(1, part.length, this.rate), source = context.createBufferSource(), fader = context.createGain(), level = context.createGain();
+    buffer.copyToChannel(part, 0);
+    Object.assign(source, { buffer, loop: now.loop }); level.gain.value = this.volume * this.gain(samples);
+    source.connect(fader).connect(level).connect(context.destination);
+    source.onended = () => { if (this.now?.source === source) { this.now = null; this.changed(); } };
+    const begin = context.currentTime + 0.005, at = clamp(now.at ?? low, low, high - 1);
+    source.start(begin, (at - low) / this.rate);
+    this.now = { ...now, source, fader, level, from: low, to: high, began: begin - (at - low) / this.rate, started: begin, context };
+    this.changed();
   }
-  play(what, samples, from, to, view, loop) {
-    this.stop();
-    this.load(this.other, excerpt(samples, from, to, this.rate, loop), gainOf(samples));
-    this.other.loop = loop;
-    this.begin({ player: this.other, view, from: from / this.rate, length: (to - from) / this.rate, what });
-    this.other.play().catch(e => { if (e.name !== 'AbortError') { this.now = null; this.changed(); } });
+  halt() {                                         // with 4 ms of fading
+    if (!this.now) return;
+    const { source, fader, context } = this.now;
+    source.onended = null; fade(fader); source.stop(context.currentTime + 0.005); this.now = null;
   }
-  stop() { this.main.pause(); this.other.pause(); this.now = null; this.changed(); }
-  get time() { return this.now && this.now.from + (this.now.length ? this.now.player.currentTime % this.now.length : this.now.player.currentTime); }
-  close() { this.stop(); for (const url of this.urls.values()) URL.revokeObjectURL(url); }
+  stop() { this.halt(); this.changed(); }
+  follow(sound) {                                  // the sound has changed: what plays goes on with the new one, where it is
+    if (this.now?.sound !== sound) return;
+    const whole = this.now.what === 'play';
+    this.play({ ...this.now, to: whole ? this.sounds[sound].length : this.now.to, at: Math.round(this.time * this.rate) });
+  }
+  setVolume(volume) { this.volume = volume; if (this.now) this.now.level.gain.value = volume * this.gain(this.sounds[this.now.sound]); }
+  get time() {                                     // seconds from the beginning of the sound
+    const { from, to, began, context } = this.now, length = (to - from) / this.rate;
+    return from / this.rate + Math.min(length, Math.max(0, context.currentTime - began) % (this.now.loop ? length : Infinity));
+  }
+  close() {
+    this.stop(); this.context?.close();
+    for (const kind of ['play', 'distill-play']) document.removeEventListener(kind, this.others, true);
+  }
 }
 
 // --- a grid on a canvas
@@ -332,7 +345,7 @@ class Editor {
     Object.assign(this, { model, root, at: null, sounds: {}, views: {}, loop: false, stop: [] });
     this.about = model.get('about');
     this.palette = Uint32Array.from({ length: this.about.codes }, (_, code) => { const [r, g, b] = colour(code); return 0xff000000 | b << 16 | g << 8 | r; });
-    this.transport = new Transport(this.about.rate, () => this.playing());
+    this.transport = new Transport(this.about.rate, () => this.playing(), this.sounds);
     this.levels = [...Array(this.about.levels).keys()];
     this.build();
     this.on('msg:custom', (message, buffers) => this.receive(message, buffers));
@@ -374,12 +387,33 @@ class Editor {
     source.addEventListener('keydown', e => { if (e.key === 'Enter') open(); });
     this.second = second.el; second.el.hidden = true;
     root.append(this.viewBar(), own.el, this.cellLine, ...bars,
-      make('div', { class: 'de-bar' }, this.transport.main, saver), this.transport.other,
+      this.player(saver),
       make('div', { class: 'de-bar de-work' }, this.status, this.progress, halt), make('div', { class: 'de-bar' }, make('span', { class: 'de-group' }, 'Second sound'), source,
         button('open', 'Open', 'Open a second sound to take from', open), this.buttonPlayOther = button('play-other', 'Play it', 'Play the second sound, or what is selected of it', () => this.play('other'))),
       second.el, make('details', { class: 'de-script', open: true }, make('summary', {}, 'The same in Python'), copy, this.lines));
     root.addEventListener('keydown', e => this.key(e));
     this.themes = new MutationObserver(() => this.redraw()); this.themes.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'data-jp-theme-name', 'class'] });
+  }
+  player(saver) {                                  // where it is, and where Play begins
+    const range = (name, label, title, more, input) => make('input', { type: 'range', class: `distill-${name}`, 'aria-label': label, title, on: { input }, ...more });
+    this.place = range('place', 'Place in the sound', 'Where Play begins', { min: 0, max: 1, step: 0.01, value: 0 }, () => this.seek());
+    this.clock = make('span', { class: 'distill-clock' });
+    const volume = range('volume', 'Volume', 'Volume', { min: 0, max: 1, step: 0.05, value: 1 }, () => this.transport.setVolume(+volume.value));
+    return this.bar = make('div', { class: 'de-bar distill-player', role: 'group', 'aria-label': 'The sound as it is now' }, this.place, this.clock, make('label', { class: 'de-check' }, 'Volume', volume), saver);
+  }
+  seek() {
+    this.start = +this.place.value;
+    if (this.transport.now?.what === 'play') this.transport.play({ ...this.transport.now, at: this.start * this.about.rate });
+    this.showPlace();
+  }
+  showPlace() {
+    const { now } = this.transport, length = this.sounds.own ? this.sounds.own.length / this.about.rate : 0, own = now?.view === 'own';
+    this.start = Math.min(this.start ?? 0, length);
+    const at = own ? Math.min(this.transport.time, length) : this.start;
+    if (+this.place.max !== length) { this.place.max = length; this.bar.dataset.seconds = length; }
+    this.place.value = at;
+    const text = `${at.toFixed(1)} s of ${length.toFixed(1)} s`;
+    if (this.clock.textContent !== text) { this.clock.textContent = text; this.place.setAttribute('aria-valuetext', text); }
   }
   checkbox(name, label, title, changed) {
     const box = make('input', { type: 'checkbox', on: { change: () => changed(box.checked) } });
@@ -432,7 +466,7 @@ class Editor {
         if (side === 'own') { this.original = taken.original_codes ?? taken.codes.slice(); this.sounds.before ??= null; }
       }
       this.second.hidden = !message.sides.other;
-      this.setLevels(this.levels, false); this.followSelection(); this.enable(); this.transport.offer(this.sounds.own);
+      this.setLevels(this.levels, false); this.followSelection(); this.enable(); this.heard('own');
       this.root.dataset.ready = 'true'; this.root.dataset.at = this.at;
     } else if (message.kind === 'change') {
       if (message.from !== this.at) return this.model.send({ do: 'hello' });
@@ -443,17 +477,22 @@ class Editor {
   }
   change(side, { columns, codes, mel, wav }, get) {
     const v = this.views[side], n = this.about.n_mels;
-    if (side === 'own') this.sounds.before = this.sounds.own.slice();
+    if (side === 'own') this.sounds.before = this.sounds.own;
+    let sound = this.sounds[side].slice();
+    for (const [start, removed, i] of wav) sound = splice(sound, start, removed, get('wav', i));
+    this.sounds[side] = sound; this.heard(side);   // first the sound, then the picture
     let bytes = v.mel, first = Infinity, last = 0;
     for (const [start, removed, i] of mel) {
       const added = get('mel', i), end = removed * n === added.length ? start + removed : Infinity;
       bytes = splice(bytes, start * n, removed * n, added); first = Math.min(first, start); last = Math.max(last, end);
     }
-    for (const [start, removed, i] of wav) this.sounds[side] = splice(this.sounds[side], start, removed, get('wav', i));
     v.take(get('codes', codes), bytes, columns);
     if (first < last) v.paint(first, last); else { v.paintCodes(); v.draw(); }
-    if (side === 'own') this.transport.offer(this.sounds.own);
     v.say();
+  }
+  heard(side) {                                    // there is a new sound
+    this.transport.follow(side); this.showPlace();
+    if (side === 'own') this.root.dispatchEvent(new CustomEvent('distill-sound', { detail: this.transport.now }));
   }
   markChanges() {
     const v = this.views.own, { bands, levels } = this.about;
@@ -503,18 +542,17 @@ class Editor {
   }
   play(what) {
     if (this.transport.now?.what === what) return this.transport.stop();
-    const { own, other } = this.views;
-    if (what === 'play') this.transport.play(what, this.sounds.own, 0, this.sounds.own.length, 'own', this.loop);
-    else if (what === 'other') { if (this.sounds.other) this.transport.play(what, this.sounds.other, ...this.extent(other).slice(0, 2), 'other', this.loop); }
-    else {
-      const sound = what === 'before' ? this.sounds.before : this.sounds.own, [from, to] = this.extent(own), whole = this.extent(own)[2];
-      if (sound) this.transport.play(what, sound, whole ? 0 : Math.min(from, sound.length - 1), whole ? sound.length : Math.min(to, sound.length), 'own', this.loop);
-    }
+    const sound = { before: 'before', other: 'other' }[what] ?? 'own', view = this.views[what === 'other' ? 'other' : 'own'];
+    if (!this.sounds[sound]) return;
+    let [from, to] = this.extent(view);
+    if (what === 'play' || this.extent(view)[2]) [from, to] = [0, this.sounds[sound].length];
+    const start = Math.round((this.start ?? 0) * this.about.rate), at = what === 'play' && start < to - 1 ? start : from;
+    this.transport.play({ what, sound, view: view.name, from, to, loop: this.loop, at });
   }
   playing() {                                      // the transport has begun or ended something
     const now = this.transport.now;
     for (const name of ['play', 'selection', 'before', 'after']) this.buttons?.[name]?.setAttribute('aria-pressed', now?.what === name);
-    if (this.root) this.root.dataset.playing = now?.what ?? '';
+    if (this.root) { this.root.dataset.playing = now?.what ?? ''; this.root.dataset.length = now ? (now.to - now.from) / this.about.rate : ''; }
     cancelAnimationFrame(this.tick);
     const step = () => {
       const now = this.transport.now;
@@ -523,6 +561,7 @@ class Editor {
         if (v.playhead !== at) { v.playhead = at; v.mark(); }
         if (at != null && !v.fitted) v.reveal(Math.floor(at / this.about.column_s));
       }
+      this.showPlace();
       if (now) this.tick = requestAnimationFrame(step);
     };
     step();
@@ -543,7 +582,7 @@ class Editor {
     let run = others[press];
     if (view && steps[e.key] && !ctrl && !alt) run = () => { this.focus = view.name; view.move(...steps[e.key], shift); };
     else if (view && press === 'Ctrl+Space') run = () => { this.focus = view.name; view.toggle(); };
-    else if (press === 'Space' && e.target.matches('button, input')) return;
+    else if (press === 'Space' && e.target.matches('button, input:not([type=range])')) return;
     else if (press === 'Space') run = () => this.play(view?.name === 'other' ? 'other' : grid.count() ? 'selection' : 'play');
     else if (/^[1-9]$/.test(press) && +press <= this.chips.length) run = () => this.chooseLevel(+press - 1);
     else if (press === 'Ctrl+C' && text && !view) return;             // text that is selected is copied, unless one is in a grid
