@@ -80,7 +80,7 @@ def mend_waveform(
     wav,            # waveform (t,), right everywhere but around these frames
     mel,            # natural-log mel of the whole (m, f)
     first, last,    # the frames to make anew: first, and one behind the last
-    rounds=16,      # of Griffin-Lim
+    rounds=10,      # of Griffin-Lim
     momentum=0.7,   # of them
     exponent=1.25,  # how far a band is corrected in a round
 ):  # the new samples (n,), and where they go: a slice of `wav`
@@ -220,7 +220,7 @@ def _room(self, grid, first, last):
     start = min(first * n, total - tail, len(self.wav) - tail)
     return Patch(start, self.wav[start:len(self.wav) - tail], self.wav.new_zeros(total - tail - start))
 
-def _different_frames(self, grid, patch, span, moved, room, least=1e-3):  # (first, behind the last), or None
+def _different_frames(self, grid, patch, span, moved, room, least=0.02):  # (first, behind the last), or None
     "The frames that are not as they were, by more than `least` nats, and whatever overlaps columns that moved"
     old, n, hop = patch.old, self._frames(grid), grid.hop_length
     if room is not None:                                                          # on the new time line
@@ -232,11 +232,10 @@ def _different_frames(self, grid, patch, span, moved, room, least=1e-3):  # (fir
     found = [min(max(f, 0), n - 1) for f in found]
     return (min(found), max(found) + 1) if found else None
 
-def _sound(self, grid, mel, wav, first, last, short=200):
-    "The samples of frames that are new; a short stretch is worth more rounds, for there is more of a rim to fit"
+def _sound(self, grid, mel, wav, first, last):
+    "The samples of frames that are new"
     if (first, last) == (0, self._frames(grid)): return Patch(0, wav, self._waveform(grid, mel))
-    rounds = 16 if last - first <= short else 8
-    piece, where = mend_waveform(self.spectrogram, wav.to(mel.device), mel[:, :self._frames(grid)], first, last, rounds)
+    piece, where = mend_waveform(self.spectrogram, wav.to(mel.device), mel[:, :self._frames(grid)], first, last)
     return Patch(where.start, wav[where], piece.cpu())
 
 for _method in (_apply, _room, _different_frames, _sound): setattr(IncrementalDecoder, _method.__name__, _method)
@@ -720,6 +719,8 @@ def _commit(self, version):
     version.own, changes = self.decoders['own'].update(version.grid), {}
     if version.own.wav or version.own.mel or version.grid != version.parent.grid: changes['own'] = version.own
     if version.other is not None and version.parent.other is not None and version.other != version.parent.other:
+        if changes: self._send_changes(changes)             # to be heard while the other one is decoded
+        changes = {}
         version.second = changes['other'] = self.decoders['other'].update(version.other)
     self.history.add(version)
     self._show(changes)
