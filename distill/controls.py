@@ -199,8 +199,7 @@ function initialize({model}) {
     source.start(e.next); e.next += buffer.duration;
     e.sources.add(source); source.onended = () => { e.sources.delete(source); e.show(); };
   };
-  for (const kind of ['play', 'distill-play'])                                     // one thing at a time
-    document.addEventListener(kind, o => o.detail !== e && e.sources.size && e.silence(), true);
+  for (const kind of ['play', 'distill-play']) document.addEventListener(kind, o => o.detail !== e && e.sources.size && e.silence(), true);
   model.on('msg:custom', (m, buffers) => {
     if (m.kind == 'begin') {
       e.silence(); wake();
