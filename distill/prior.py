@@ -346,7 +346,7 @@ class _Dense(NamedTuple):
     norm: bool = False
 
     def __call__(self, x):  # (b, i) -> (b, o)
-        if len(x) == 1: y = np.dot(self.weight, x[0])[None]
+        if len(x) == 1: y = self.weight.dot(x[0])[None]
         else: y = F.linear(torch.from_numpy(x), torch.from_numpy(self.weight)).numpy()
         if self.norm: y *= _inverse_deviation(x)
         if self.bias is not None: y += self.bias
@@ -417,7 +417,9 @@ class StepWeights:
         adds[:-1] += (level[1:] - level[:-1])[:, None]
         self.adds, self.gain = _single(adds), _single(_exact(prior.norm.weight))
         self.shift = _single(_centred(_exact(prior.norm.bias)) + level[0])
-        self.mlp = _perceptron(levels.mlp, levels.norm1)
+        (weight, bias, _), self.down = _perceptron(levels.mlp, levels.norm1)
+        self.up, self.up_bias = _Dense(weight, None), 0. if bias is None else bias
+        self.raises = _single(adds @ weight.T)                                                     # what an added code does to what `up` answers (q, k, 2·d)
         self.heads = [_reader(head.T, None, levels.norm2) for head in heads]
 
 # %% ../nbs/06_prior.ipynb #8fbf157d
@@ -441,7 +443,7 @@ class Context:
         self.grid = np.zeros((batch_size, 2 * cfg.n_bands + places, cfg.code_dim), np.float32)
         self.codes = np.zeros((batch_size, cfg.max_length), np.int64)
         self.length = 0                                                          # codes fed so far
-        self.state = self.known = None                                           # (b, d) of the place at hand; with its codes so far
+        self.state = self.known = self.raised = None                             # (b, d) of the place at hand; with its codes so far (b, d); behind `up` (b, 2·d)
 
     def begin(self, onsets):  # (b,) bool
         "Say which rows begin a new sound with the column that comes next"
@@ -486,13 +488,16 @@ def _set_state(context, x):  # what the last block answers (b, d)
     context.known = context.state * w.gain
     context.known -= np.add.reduce(context.known, 1, keepdims=True) / x.shape[1]
     context.known += w.shift
+    context.raised = w.up(context.known)
 
 def _logits(context):  # (b, k)
     "The network over levels, for the level at hand"
-    up, down = context.weights.mlp
-    x = down(_gelu(up(context.known)))
-    x += context.known
-    return context.weights.heads[context.length % context.cfg.n_quantizers](x)
+    w, known = context.weights, context.known
+    u = context.raised * _inverse_deviation(known)
+    u += w.up_bias
+    x = w.down(_gelu(u))
+    x += known
+    return w.heads[context.length % context.cfg.n_quantizers](x)
 
 # %% ../nbs/06_prior.ipynb #67f8ac78
 def _feed(self: Context, tokens):  # codes (b,), int64 array -> logits of the code after them (b, k), array
@@ -502,7 +507,9 @@ def _feed(self: Context, tokens):  # codes (b,), int64 array -> logits of the co
     self.codes[:, n] = tokens
     self.length, level = n + 1, n % cfg.n_quantizers
     if level == cfg.n_quantizers - 1: _next_place(self)
-    else: self.known += self.weights.adds[level, tokens]
+    else:
+        self.known += self.weights.adds[level, tokens]
+        self.raised += self.weights.raises[level, tokens]
     return _logits(self)
 
 Context.feed = _feed

@@ -10,12 +10,11 @@ __all__ = ['PER_LEVEL', 'PRESETS', 'FILTERS', 'TOLERANCE', 'as_array', 'softmax'
            'is_close_call', 'next_codes', 'Sampler', 'Stopped', 'sample_code_sequence']
 
 # %% ../nbs/07_sampling.ipynb #45cf7338
-import json, math, operator, os, re, secrets, sys, unicodedata
+import json, operator, os, re, secrets, sys, unicodedata
 from collections import deque
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -105,11 +104,14 @@ def apply_top_p(
 ): # probabilities (b, k), 0 where a code is ruled out
     "Keep the smallest set of likeliest codes that holds at least `top_p` of the probability"
     if not 0 < top_p < 1: return p
-    ranked = np.sort(p, -1)              # the unlikeliest first: they go while there is enough without them
-    total = ranked.cumsum(-1)
+    ranked = p.copy()
+    ranked.sort()                        # the unlikeliest first: they go while there is enough without them
+    total = np.add.accumulate(ranked, -1)
     out = total <= (1 - top_p) * total[:, -1:]
     out[:, -1] = False                   # the likeliest stays, however little is asked for
-    kept = p * (p >= ranked[np.arange(len(p)), out.argmin(-1)][:, None])
+    first = out.argmin(-1)
+    edge = ranked[0, first[0]] if len(p) == 1 else ranked[np.arange(len(p)), first][:, None]
+    kept = p * (p >= edge)
     if np.count_nonzero(kept) + np.count_nonzero(out) <= p.size: return kept
     return _smallest_set(p, -p, top_p)   # equals on both sides of the edge: it takes a ranking to part them
 
@@ -326,14 +328,23 @@ def delete_preset(
 # %% ../nbs/07_sampling.ipynb #41ea61e1
 FILTERS = dict(top_k=apply_top_k, top_p=apply_top_p, min_p=apply_min_p, typical_p=apply_typical)  # in their order
 
-class Cut(NamedTuple):
+@dataclass(eq=False)
+class Cut:
     "What one filter did"
     name: str          # the setting, a key of `FILTERS`
     value: float       # what it was set to
     before: np.ndarray # probabilities that it was given (b, k)
     after: np.ndarray  # probabilities that it left (b, k)
-    least: np.ndarray  # the least of those that it left (b,)
-    mass: np.ndarray   # their sum (b,)
+
+    @cached_property
+    def least(self):   # (b,)
+        "The least of those that it left"
+        return np.minimum.reduce(np.where(self.after > 0, self.after, np.inf), -1)
+
+    @cached_property
+    def mass(self):    # (b,)
+        "Their sum"
+        return np.add.reduce(self.after, -1)
 
 def apply_filter(
     p, # probabilities (b, k)
@@ -342,8 +353,7 @@ def apply_filter(
 ): # a `Cut`, or None where the filter is off
     "One of the filters, by its name"
     after = FILTERS[name](p, value) if value else p
-    if after is p: return None
-    return Cut(name, value, p, after, np.minimum.reduce(np.where(after > 0, after, np.inf), -1), np.add.reduce(after, -1))
+    return None if after is p else Cut(name, value, p, after)
 
 # %% ../nbs/07_sampling.ipynb #61b49a8e
 def scale_logits(
@@ -378,10 +388,18 @@ def distribution(
     return p / p.sum(-1, keepdims=True)
 
 # %% ../nbs/07_sampling.ipynb #44339743
-class Draw(NamedTuple):
+class Draw:
     "One draw for every row, and how close each was to going the other way"
-    tokens: np.ndarray  # codes (b,)
-    margin: np.ndarray  # lead of the winner in nats, or with the dart: probability to the boundary (b,)
+    def __init__(
+        self,
+        tokens, # codes (b,)
+        margin, # a function that works out the property of that name, for those who ask
+    ): self.tokens, self._margin = tokens, margin
+
+    @cached_property
+    def margin(self): # (b,)
+        "Lead of the winner in nats, or with the dart: probability to the boundary"
+        return self._margin()
 
 def draw(
     p, # probabilities (b, k); any sum will do
@@ -392,13 +410,16 @@ def draw(
     if cfg.argmax or cfg.gumbel:
         score = np.log(np.maximum(p, 1e-300))
         if cfg.gumbel: score -= np.log(-np.log(np.maximum(noise, 1e-300)))
-        best = np.partition(score, -2)[:, -2:]
-        return Draw(score.argmax(-1), best[:, 1] - best[:, 0])
-    cdf, rows = p.cumsum(-1), np.arange(len(p))  # (b, k) right ends of the pieces of the stick
-    dart, length = noise * cdf[:, -1], cdf[:, -1]
+        return Draw(score.argmax(-1), lambda: np.diff(np.partition(score, -2)[:, -2:])[:, 0])
+    cdf = np.add.accumulate(p, -1)               # (b, k) right ends of the pieces of the stick
+    length = cdf[:, -1]
+    dart = noise * length
     token = (cdf > dart[:, None]).argmax(-1)     # the first that ends beyond the dart: its piece is not empty
-    to_right = cdf[rows, token] - dart
-    return Draw(token, np.minimum(to_right, p[rows, token] - to_right) / length)
+    def margin():
+        rows = np.arange(len(p))
+        to_right = cdf[rows, token] - dart
+        return np.minimum(to_right, p[rows, token] - to_right) / length
+    return Draw(token, margin)
 
 # %% ../nbs/07_sampling.ipynb #1569b544
 def resolve_seed(
@@ -501,19 +522,17 @@ def next_codes(
 ): # codes (b,)
     "Draw one code for every row"
     def decide(logits, noise, used):
+        if not np.isfinite(np.maximum.reduce(logits, -1)).all():
+            raise ValueError('the prior answers with NaN or infinity: its training went wrong, so train it again')
         p = softmax(scale_logits(logits, cfg, used))
         cuts = apply_filters(p, cfg)
-        drawn = draw(cuts[-1].after if cuts else p, cfg, noise)
-        return drawn.tokens, is_close_call(drawn, cuts, cfg, noise)
-    logits = as_array(logits)
-    with np.errstate(invalid='ignore'):  # NaN is named below
-        tokens, close = decide(logits, noise, used)
-        for i in close.nonzero()[0] if close.any() else ():
-            verdict = logits[i:i + 1] if settle is None else as_array(settle(int(i)))[None]
-            if not math.isfinite(verdict.max()):
-                raise ValueError('the prior answers with NaN or infinity: its training went wrong, so train it again')
-            alone = (None if o is None else o[i:i + 1] for o in (noise, used))
-            tokens[i] = decide(verdict, *alone)[0][0]
+        return draw(cuts[-1].after if cuts else p, cfg, noise), cuts
+    drawn, cuts = decide(as_array(logits), noise, used)
+    if settle is None: return drawn.tokens
+    tokens, close = drawn.tokens, is_close_call(drawn, cuts, cfg, noise)
+    for i in close.nonzero()[0] if close.any() else ():
+        alone = (None if o is None else o[i:i + 1] for o in (noise, used))
+        tokens[i] = decide(as_array(settle(int(i)))[None], *alone)[0].tokens[0]
     return tokens
 
 # %% ../nbs/07_sampling.ipynb #bbe0dd7c
