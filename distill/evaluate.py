@@ -643,11 +643,11 @@ class EvaluationReport:
     bits_per_code: float | None          # of the prior; None without one
     unigram_bits_per_code: float | None  # None without a prior or without the training files
     train_bits_per_code: float | None = None  # of the prior, on files that it has learned from
-    gap_bits: tuple = ()                 # in gaps, knowing what comes before, and both sides; empty without a prior or if all sounds are short
     warnings: tuple = ()                 # what is wrong with the codebooks, in words
     n_clips: int = 0                     # clips that were generated
     generated: GeneratedScores | None = None       # None without a prior
     memorisation: MemorisationReport | None = None  # None without a prior or without the training files
+    gap_bits: tuple = ()                 # in gaps, knowing what comes before, and both sides; empty without a prior or if all sounds are short
 
     @property
     def gain(self) -> float | None:      # 0.2: a fifth fewer bits than the unigram
