@@ -666,8 +666,9 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
     from distill.model import load_model
     from distill.training import all_of
     target, stop = model_target(out) if out else check_target(model), Stopper()
-    checkpoints, loaded = find_checkpoints(target, resume, save_every), load_model(model, device)
-    before = dict(loaded.metadata.get('scores', {})) if loaded.prior is not None else None
+    checkpoints, loaded = find_checkpoints(target, resume, save_every), load_model(model, device, with_prior=False)
+    scores = loaded.metadata.get('scores', {})
+    before = dict(scores) if 'bits_per_code' in scores else None
     listen = events(events_file, tensorboard, as_json)
     with listen as told, watch(minutes=None if epochs else minutes, quiet=as_json) as (tell, seen):
         collection = collection_of(loaded, folder, part(tell, 0, 0.05))
@@ -977,7 +978,7 @@ def encode(model:Model, sound:SoundIn, out:CodesOut, device:Device=None, as_json
     if not out.suffix and not out.is_dir(): out = out.with_name(out.name + '.npz')
     if out.suffix.lower() != '.npz' and not out.is_dir():
         raise wrong_out(f'{out.name} would not look like codes: let it end in .npz.')
-    target, loaded = check_target(out, (model, sound)), load_model(model, device)
+    target, loaded = check_target(out, (model, sound)), load_model(model, device, with_prior=False)
     loud = load_audio(sound)
     grid = codes.encode(loaded, loud.wav)
     grid.save(target)
@@ -1020,7 +1021,7 @@ def decode(model:Model, codes:Codes, out:SoundOut, levels:Levels=None, sample_ra
                      artist=artist, album=album, genre=genre, comment=comment)
     target = sound_target(out, inputs=(model, codes), **form)
     grid = CodeGrid.load(codes)
-    wav = decode(load_model(model, device), grid, levels)
+    wav = decode(load_model(model, device, with_prior=False), grid, levels)
     facts = file_facts(write_sound(wav, target, **form))
     print(f'{target}: {grid.seconds:.2f} s{fact_words(facts)}')
     return dict(file=str(target), seconds=grid.seconds, **facts)
@@ -1076,7 +1077,7 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
     form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
                      artist=artist, album=album, genre=genre, comment=comment)
     if keep_stereo and stereo: raise typer.BadParameter('two channels are kept, or made of one: give either.', param_hint="'--stereo'")
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, with_prior=False)
     files = []
     with progress() as tell:
         source, out, reading = source.expanduser(), out.expanduser(), part(tell, 0, 0.1)
@@ -1190,7 +1191,7 @@ def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amoun
           low:Low=None, high:High=None, levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
     "A sound between two, as long as the first."
     from distill.model import load_model
-    target, loaded = grid_target(out, (model, source, other)), load_model(model, device)
+    target, loaded = grid_target(out, (model, source, other)), load_model(model, device, with_prior=False)
     a, b = (read_grid(loaded, path) for path in (source, other))
     made = a.interpolate(b, amount, named_cells(a, start, end, low, high, levels), seed, loaded if blend else None)
     return write_grid(loaded, made, target, cells_changed=len(made.diff(a)))

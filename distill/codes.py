@@ -413,7 +413,8 @@ def count_grids(
     "How often each code occurs in each band at each level"
     for grid in grids[1:]: _check_kin(grids[0], grid)
     codes = torch.cat([g.codes for g in grids], 1).transpose(1, 2)                        # (h, q, w)
-    return torch.nn.functional.one_hot(codes).sum(2)
+    counts = torch.zeros(*codes.shape[:2], int(codes.max()) + 1, dtype=torch.long)
+    return counts.scatter_add_(2, codes, torch.ones_like(codes))
 
 def seen_codes(source) -> torch.Tensor:  # a `LoadedVQModel`, a grid or a list of them -> (bands, levels, codes)
     "How often each code has been seen; raises `CodesError` where a model does not know"

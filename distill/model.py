@@ -49,8 +49,7 @@ def config_from_dict(
     if not isinstance(values, dict): raise ModelFileError(f'{cls.__name__} should be a set of fields, not {values!r}')
     names = {f.name for f in fields(cls)}
     for what, odd in (('does not know', set(values) - names), ('does not find', names - set(values))):
-        if odd: raise ModelFileError(f'written by another version of Distill: this one ({__version__}) {what} {", ".join(sorted(odd))} in '
-                                     f'{cls.__name__}. Use that version, or make the model again from its sounds with `distill fit`')
+        if odd: raise ModelFileError(f'distill {__version__} {what} {", ".join(sorted(odd))} in {cls.__name__}')
     try: return cls(**{name: _tupled(value) for name, value in values.items()})
     except (TypeError, ValueError) as e: raise ModelFileError(f'{cls.__name__} holds an impossible value: {e}') from e
 
@@ -205,31 +204,36 @@ def read_model_info(
     return dict(**kind, **parts, parameters=count, bytes=size, path=str(path))
 
 # %% ../nbs/08_model.ipynb #a3fc600f
+def _of_another_version(path, part, why):
+    "An error that says what can be done about a file that this version cannot read"
+    again = 'learn its prior anew with `distill train-prior FOLDER MODEL`' if part == 'prior' else 'make it again from its sounds with `distill fit`'
+    return ModelFileError(f'{path} was written by another version of Distill ({why}): use that version, or {again}')
+
+def _config_of(path, part, cls, values):
+    try: return config_from_dict(cls, values)
+    except ModelFileError as e: raise _of_another_version(path, part, e) from e
+
 def _fill(network, tensors, part, path):
     "Load the weights of one part into its network"
     state = {name.removeprefix(f'{part}.'): x for name, x in tensors.items() if name.startswith(f'{part}.')}
     try: network.load_state_dict(state)
     except RuntimeError as e:
-        raise ModelFileError(f'{path} is damaged: the weights of its {part} do not fit its settings; '
-                             'copy or download it again') from e
+        raise _of_another_version(path, part, f'the weights of its {part} do not fit distill {__version__}') from e
     return network.eval()
 
 # %% ../nbs/08_model.ipynb #704d0168
-def _config_of(path, cls, values):
-    try: return config_from_dict(cls, values)
-    except ModelFileError as e: raise ModelFileError(f'{path}: {e}') from e
-
 def load_model(
     path, # a `.distill` file
     device=None, # 'cpu', 'cuda', 'mps'; None: the best there is
+    with_prior: bool = True, # False: stage 1 alone, whatever prior is there
 ) -> LoadedVQModel:
     "Read a model file; raises `ModelFileError` with what the file is and what to do"
     path = Path(path).expanduser()
     info, device = read_model_info(path), pick_device(device)
-    configs = {name: _config_of(path, cls, info[name]) for name, cls in (
+    configs = {name: _config_of(path, 'vqvae', cls, info[name]) for name, cls in (
         ('spectrogram_config', SpectrogramConfig), ('vqvae_config', VQVAEConfig))}
-    has_prior = info['prior_config'] is not None
-    configs['prior_config'] = _config_of(path, PriorConfig, info['prior_config']) if has_prior else None
+    has_prior = with_prior and info['prior_config'] is not None
+    configs['prior_config'] = _config_of(path, 'prior', PriorConfig, info['prior_config']) if has_prior else None
     try: tensors = safetensors.torch.load(path.read_bytes())
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as e:
         raise ModelFileError(f'{path} is damaged: {e}') from e

@@ -321,8 +321,9 @@ CodePrior.embed = _embed_places
 def _count(self: CodePrior, sounds):  # `CodeExcerpt`s -> the prior itself
     "Remember how often each code occurs in each band at each level"
     cfg = self.cfg
-    codes = torch.cat([e.codes for e in sounds]).view(-1, cfg.n_bands, cfg.n_quantizers)
-    self.seen.copy_(F.one_hot(codes, cfg.codebook_size).sum(0))
+    codes = torch.cat([e.codes for e in sounds]).view(-1, cfg.n_bands * cfg.n_quantizers).cpu()
+    apart = codes + cfg.codebook_size * torch.arange(codes.shape[1])                     # of each band and level, other numbers
+    self.seen.copy_(apart.flatten().bincount(minlength=self.seen.numel()).view_as(self.seen))
     return self
 
 def _surroundings(self: CodePrior, codes, known):  # (b, p, q) -> (b, p, f)
@@ -815,7 +816,7 @@ def unigram_bits(
 def prior_bits(
     prior: CodePrior,
     test: CodeBatch,
-    batch_size: int = 32,
+    batch_size: int = 16,
 ):  # bits of every code of `test` (b, t)
     "What each code costs the prior that knows the ones before it, and those that are given"
     was_training, device, bits = prior.training, prior.vectors.device, []

@@ -211,15 +211,16 @@ def test_no_single_changed_byte_is_a_traceback(tmp_path, path):
         else: assert 8 <= at < header
 
 
-@pytest.mark.parametrize('part, cls', [('vqvae_config', 'VQVAEConfig'), ('prior_config', 'PriorConfig'),
-                                       ('spectrogram_config', 'SpectrogramConfig')])
-def test_configs_must_have_exactly_their_fields(path, part, cls):
+@pytest.mark.parametrize('part, cls, again', [('vqvae_config', 'VQVAEConfig', 'distill fit'), ('prior_config', 'PriorConfig', 'distill train-prior'),
+                                              ('spectrogram_config', 'SpectrogramConfig', 'distill fit')])
+def test_configs_must_have_exactly_their_fields(path, part, cls, again):
     config = read_model_info(path)[part]
     name = next(iter(config))
     for wrong, says in ((config | {'wings': 2}, f'does not know wings in {cls}'), ([1], f'{cls} should be'),
-                        ({k: v for k, v in config.items() if k != name}, f'{path.name}: written by another.*does not find {name} in {cls}.*distill fit')):
+                        ({k: v for k, v in config.items() if k != name}, f'{path.name} was written by another.*does not find {name} in {cls}.*{again}')):
         rewrite(path, **{part: json.dumps(wrong)})
         with pytest.raises(ModelFileError, match=says): load_model(path, 'cpu')
+        if part == 'prior_config': assert load_model(path, 'cpu', with_prior=False).prior is None      # stage 1 can still be used
 
 
 def test_an_impossible_config_and_weights_that_do_not_fit(path, networks):
