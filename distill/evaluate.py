@@ -463,6 +463,8 @@ def describe_verdict(report: MemorisationReport) -> str:
                 f'this collection, which are as near to its training files. Listen to the pairs.{few}')
     what = (f'{r.share:.0%} of the generated moments are as near to a training sound as copies are; '
             f'of new sounds it would be at most {CHANCE:.0%}')
+    if not r.copies and r.share > 2 * CHANCE:
+        return f'It may copy: {what}. With so few clips and files this can be chance (surely more than {r.at_least:.0%}). Listen to the pairs.{few}'
     if not r.copies: return f'No sign of copying: {what}.{few}'
     return (f'It copies: {what} (surely more than {r.at_least:.0%}). '
             f'Learn from more files, or train the prior for less time.{few}')

@@ -321,7 +321,8 @@ REPORT = EvaluationReport('mine', 'f', (FileScore('a', 10, 1.0, 1.5, 0.5, 2.0, 0
 
 @pytest.mark.parametrize('fields, copies, words', [
     (dict(), True, ['It copies: 60%', 'more than 40%']),
-    (dict(at_least=0.05), False, ['No sign of copying: 60%', 'at most 5%']),
+    (dict(at_least=0.05), False, ['It may copy: 60%', 'at most 5%', 'surely more than 5%']),
+    (dict(at_least=0.0, share=0.04), False, ['No sign of copying: 4%', 'at most 5%']),
     (dict(at_least=0.0, sensitivity=0.1), None, ['Cannot be told', '10%']),
     (dict(n_held_out=1), True, ['Only 1 held-out file to compare']),
     (dict(n_held_out=4, at_least=0.0), False, ['Only 4 held-out files to compare'])])
