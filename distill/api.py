@@ -238,10 +238,11 @@ class _Playing:
         prompt=None,                      # a sound to go on from
         sampling: SamplingConfig = SamplingConfig(top_p=0.9),
         label: str = '',                  # a class of sound that the model knows
+        guidance: float = 1.0,            # how strongly the label pulls, 0–10: 1 as learned, more for clearer cases of it
     ):                                    # yields mono waveforms (t,) at 48 kHz that follow each other
         "New sound while it is made"
         if prompt is not None: prompt = _waveform(prompt, self.loaded.spectrogram_config.sample_rate)
-        return stream_audio(self.loaded, ClipConfig(duration_s, label=label, sampling=sampling), prompt)
+        return stream_audio(self.loaded, ClipConfig(duration_s, label=label, guidance=guidance, sampling=sampling), prompt)
 
     def again(
         self,

@@ -89,6 +89,7 @@ class FileScore(NamedTuple):
     ceiling: float       # the same after phase reconstruction alone
     stft: float          # multi-resolution STFT distance after codes and phase reconstruction
     stft_ceiling: float  # the same after phase reconstruction alone
+    phase: float | None = None  # log-mel L1 in nats, from the spectrogram after the codes to that of its sound
 
 @torch.inference_mode()
 def score_file(
@@ -101,7 +102,7 @@ def score_file(
     drawn = reconstruct_mel(loaded.model, mel).to(mel.device)
     heard, best = (rebuild(spectrogram, m, len(wav)) for m in (drawn, mel))
     nats = [log_mel_l1(other, mel) for other in (drawn, heard.mel, best.mel)]
-    return FileScore(file.name, mel.shape[-1], *nats, *(_stft_distance(x.wav, wav) for x in (heard, best)))
+    return FileScore(file.name, mel.shape[-1], *nats, *(_stft_distance(x.wav, wav) for x in (heard, best)), log_mel_l1(heard.mel, drawn))
 
 # %% ../nbs/11_evaluate.ipynb #4730eb2f
 class LevelScore(NamedTuple):
@@ -619,9 +620,10 @@ def describe_evaluation(report) -> str:
     r, n, form = report, len(report.files), '{:.3f}'.format
     seen = f'{r.n_learned} it has learned from are left out' if r.n_learned else 'none of them is from its training'
     lines = [f'{r.model} on {n} file{"s" * (n != 1)} it has not learned from, {r.seconds:.1f} s ({seen})', '',
-             _row('', ('mel', 'wave', 'ceiling'), str), _row('log-mel L1, nats', (r.mel, r.wave, r.ceiling), form),
-             _row('STFT distance', (None, r.stft, r.stft_ceiling), form),
-             'mel: after the codes; wave: as sound again; ceiling: the same without any codes. Lower is closer', '',
+             _row('', ('mel', 'wave', 'ceiling', 'phase'), str), _row('log-mel L1, nats', (r.mel, r.wave, r.ceiling, r.phase), form),
+             _row('STFT distance', (None, r.stft, r.stft_ceiling, None), form),
+             'mel: after the codes; wave: as sound again; ceiling: the same without any codes;',
+             'phase: how far that sound is from the spectrogram after the codes. Lower is closer', '',
              _row('level', range(len(r.levels)), str),
              _row('codes used', [level.used for level in r.levels], '{:.0%}'.format),
              _row('perplexity', [level.perplexity for level in r.levels], '{:.1f}'.format)]
@@ -650,6 +652,7 @@ class EvaluationReport:
     generated: GeneratedScores | None = None       # None without a prior
     memorisation: MemorisationReport | None = None  # None without a prior or without the training files
     gap_bits: tuple = ()                 # in gaps, knowing what comes before, and both sides; empty without a prior or if all sounds are short
+    phase: float | None = None           # log-mel L1 in nats, from the spectrograms after the codes to those of their sound
 
     @property
     def gain(self) -> float | None:      # 0.2: a fifth fewer bits than the unigram
@@ -741,7 +744,7 @@ def evaluate_model(
     made, copies = _compare(loaded, unseen, clips, training.mels(part(0.7, 0.95)), seed)
     health, bits = level_health(training.counts), _bits(loaded, training.starts if unseen.learned else {}, starts)
     if progress_callback: progress_callback(1.0, f'{len(scores)} files scored')
-    frames, names = sum(s.frames for s in scores), ('mel', 'wave', 'ceiling', 'stft', 'stft_ceiling')
+    frames, names = sum(s.frames for s in scores), ('mel', 'wave', 'ceiling', 'stft', 'stft_ceiling', 'phase')
     means = {k: sum(getattr(s, k) * s.frames for s in scores) / frames for k in names}
     return EvaluationReport(
         loaded.metadata.get('name', 'model'), str(files.folder), tuple(scores), len(unseen.learned),

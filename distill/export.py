@@ -9,6 +9,7 @@ __all__ = ['FORMATS', 'LOSSY', 'MP3_RATES', 'TAGS', 'encode_sound', 'save_audio'
 
 # %% ../nbs/00a_export.ipynb #0dc3cbd7
 import io, math, zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -249,7 +250,7 @@ def find_clicks(
     ratio:float=8.0,             # how much sharper than what is around it
 ) -> list[float]: # seconds
     "Places where a waveform breaks for a sample or two"
-    x = torch.as_tensor(wav).double()
+    x = torch.as_tensor(wav).float()
     if len(x) < 5: return []
     bend = (x[2:] - 2*x[1:-1] + x[:-2]).abs()
     n, gap = max(8, round(0.004*sample_rate)), 3 # compared with 4 ms on either side
@@ -365,7 +366,9 @@ def export_sound(
     if cfg.lufs is not None or cfg.width:
         wav, gain, short = set_level(wav, rate, cfg.lufs, cfg.ceiling_db)
         if short > 0.5: notes.append(Note(f'{short:.1f} dB below {cfg.lufs:g} LUFS: its peaks would exceed {cfg.ceiling_db:g} dBTP', 'held-back'))
-    path = save_audio(path, wav, rate, cfg.bit_depth, dict(cfg.tags, comment=cfg.comment or comment), cfg.dither)
-    lufs = loudness(wav, rate)
+    with ThreadPoolExecutor(1) as beside:        # both take a while, and neither needs the other
+        lufs = beside.submit(loudness, wav, rate)
+        path = save_audio(path, wav, rate, cfg.bit_depth, dict(cfg.tags, comment=cfg.comment or comment), cfg.dither)
+    lufs = lufs.result()
     return Exported(path, wav.shape[-1]/rate, rate, len(torch.atleast_2d(wav)), lufs if math.isfinite(lufs) else None, gain,
                     (*notes, *check_sound(wav, rate, loop, lufs)))

@@ -423,7 +423,8 @@ def generate_clips(
 # %% ../nbs/09_pipeline.ipynb #e5800c78
 def _waveforms(loaded, cfg, request, seeds, tell, should_stop, batch_size, heard):
     "One waveform per seed"
-    if cfg.stitch == 'crossfade': return [_crossfaded(loaded, cfg, request, seed, tell, should_stop, batch_size) for seed in seeds]
+    part = lambda i: lambda f, text: tell((i + f) / len(seeds), text)
+    if cfg.stitch == 'crossfade': return [_crossfaded(loaded, cfg, request, seed, part(i), should_stop, batch_size) for i, seed in enumerate(seeds)]
     if request.columns is not None and not cfg.loop:
         with _Beside(loaded, request, len(seeds)) as beside:
             _sample(loaded, cfg, request, seeds, tell, should_stop, lambda codes: (heard(codes), beside(codes)))

@@ -12,7 +12,8 @@ from distill import Distill, codes, fitting
 from distill.api import StopRequest, progress_bar
 from distill.audio import load_audio
 from distill.model import ModelFileError, load_model
-from distill.pipeline import Clip, ClipConfig, generate_clips
+from distill.pipeline import Clip, ClipConfig, generate_clips, stream_audio
+from distill.prior import CodePrior
 from distill.sampling import SamplingConfig
 from distill.synthesis import synthesise, write_collection
 
@@ -44,6 +45,21 @@ def test_importing_distill_is_cheap():
 def test_only_what_there_is():
     assert distill.Distill is Distill and 'Distill' in dir(distill) and '__version__' in dir(distill)
     with pytest.raises(AttributeError, match='distil'): distill.distil
+
+
+# --- streams
+def test_a_stream_is_asked_for_a_label_as_clips_are(d):
+    cfg = replace(d.loaded.prior_config, labels=('bells', 'drums'))
+    torch.manual_seed(0)
+    prior = CodePrior(cfg).eval()
+    with torch.no_grad(): prior.embedding.label.weight.mul_(50)          # as if it had learned something about them
+    prior.set_vectors(d.loaded.model.quantizer.codebooks.detach())
+    asked, sampling = Distill(replace(d.loaded, prior=prior, prior_config=cfg)), SamplingConfig(top_p=0.9, seed=3)
+    heard = lambda **more: torch.cat([*asked.stream(0.6, sampling=sampling, **more)])
+    guided = heard(label='drums', guidance=4.0)
+    assert torch.equal(guided, torch.cat([*stream_audio(asked.loaded, ClipConfig(0.6, label='drums', guidance=4.0, sampling=sampling))]))
+    assert len(guided) == 28_800 and not torch.equal(guided, heard(label='drums'))
+    with pytest.raises(ValueError, match='pulls towards a label'): heard(guidance=2.0)
 
 
 # --- fit, save, load, info

@@ -107,6 +107,7 @@ def test_ceiling_has_no_model_in_it(loaded, sounds):
     one, other = score_file(loaded, file), score_file(untrained, file)
     assert one.ceiling == other.ceiling < 0.5 < other.wave and one.mel != other.mel
     assert one.stft_ceiling == other.stft_ceiling < one.stft
+    assert 0 < one.phase < one.wave and one.wave < one.mel + one.phase      # a triangle of three spectrograms
 
 
 def test_fit_and_evaluate_agree(loaded, report):
