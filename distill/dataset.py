@@ -599,7 +599,7 @@ def _verdict(found):
     if n == 0: return 'there is no usable sound here: see above what is wrong with each file'
     if n == 1: return ('one usable sound is not enough: one is held out to measure what was learned. '
                        'Add sounds, or cut it in pieces')
-    words = f'ready: {n} sounds, {seconds / 60:.1f} minutes to be heard; fit it with --minutes {found.minutes} or more'
+    words = f'ready: {n} sounds, {seconds / 60:.1f} minutes to be heard; learn it for {found.minutes} minutes or more'
     if n < 5 or seconds < 10: return words + ('. It is little sound: expect echoes of it rather than new ideas. '
                                               'Twenty sounds, or a minute in all, make a difference')
     if n < 20 or seconds < 60: return words + '. A small collection: new sounds will stay close to the ones that are here'

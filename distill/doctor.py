@@ -62,9 +62,9 @@ class TrainingEstimate:
         "The same in words"
         one, two = self.steps(self.minutes)
         step, most = self.stage_1.step, max(1, self.enough // self.epoch_steps)
-        return [f'Time: on this machine ({self.device}) one step of learning takes {1000 * step:.0f} ms; --minutes {self.minutes} has time for '
+        return [f'Time: on this machine ({self.device}) one step of learning takes {1000 * step:.0f} ms; {self.minutes} minutes have time for '
                 f'{one} of them, and {two} of the second stage. About {self.enough} are enough for a collection of this size',
-                f'- --epochs {most} would take {_clock(self.seconds(most))}, each epoch being {self.epoch_steps} steps of both stages']
+                f'- {most} epochs would take {_clock(self.seconds(most))}, each epoch being {self.epoch_steps} steps of both stages']
 
     def to_dict(self) -> dict:  # ready for JSON
         "Everything that is known; `fit --epochs n` takes `fixed_seconds` + n · `epoch_seconds`"
@@ -106,15 +106,17 @@ def measure_training(
     prior: dict = None,          # fields of `PriorConfig` that differ from the adaptive ones
     from_scratch: bool = False,  # leave the base model out
     progress_callback=None,      # called with (fraction, text)
+    stage_1: dict = None,        # fields of `TrainingConfig` that differ from what suits the folder
+    stage_2: dict = None,
 ) -> TrainingEstimate:
     "Train both stages for a few steps, and look at the clock"
-    device, settings = pick_device(device), stage_1_settings(collection, vqvae, from_scratch)
+    device, settings = pick_device(device), stage_1_settings(collection, vqvae, from_scratch, stage_1)
     budget, brief = Budget(steps=TRIAL_STEPS), lambda training: replace(training, validations=2, patience=1.0)   # the first look is slower
     watch = _Stopwatch(part_of_progress(progress_callback, 0, 0.5))
     model, _ = train_vqvae(collection, settings.cfg, brief(settings.training), budget, device, watch, start=settings.start)
     one = watch.cost(finish=_measuring_seconds(model, collection, settings.cfg, device))
     watch, budget = _Stopwatch(part_of_progress(progress_callback, 0.5, 1)), Budget(steps=TRIAL_STEPS)
-    train_prior(model, collection, prior_config_for(model, collection, **(prior or {})), brief(prior_training_config()), budget, device, watch,
+    train_prior(model, collection, prior_config_for(model, collection, **(prior or {})), brief(prior_training_config(**(stage_2 or {}))), budget, device, watch,
                 n_windows=TRIAL_EXCERPTS)
     return TrainingEstimate(one, watch.cost(), epoch_steps(collection, settings.training.batch_size), diagnose(collection).tier.steps, str(device))
 
@@ -135,9 +137,12 @@ def doctor(
     from_scratch: bool = False,  # leave the base model out
     estimate: bool = True,       # measure how long training takes: some ten seconds
     progress_callback=None,      # called with (fraction, text)
+    stage_1: dict = None,        # fields of `TrainingConfig` that differ from what suits the folder
+    stage_2: dict = None,
 ) -> Diagnosis:
     "Every file of a folder with its fate, whether they are enough, and how long learning them takes on this machine"
     found = read_folder(folder, None, part_of_progress(progress_callback, 0, 0.5))
     diagnosis = diagnose(found)
     if not (estimate and diagnosis.ready): return diagnosis
-    return diagnose(found, measure_training(collect(found, dataset), device, vqvae, prior, from_scratch, part_of_progress(progress_callback, 0.5, 1)))
+    part = part_of_progress(progress_callback, 0.5, 1)
+    return diagnose(found, measure_training(collect(found, dataset), device, vqvae, prior, from_scratch, part, stage_1, stage_2))

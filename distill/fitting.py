@@ -41,14 +41,15 @@ def stage_1_settings(
     collection: MelCollection,
     vqvae: dict = None,               # fields of `VQVAEConfig` that differ from the adaptive ones
     from_scratch: bool = False,       # leave the base model out
-    training: TrainingConfig = None,  # by default what suits a warm start, or the defaults of the loop from scratch
+    training=None,                    # a `TrainingConfig`; or fields of it that differ from what suits a warm start, or the defaults from scratch
     seed: int = 0,
 ) -> StageOne:
     "How a collection will be learned"
     cfg = get_adaptive_vqvae_config(len(collection.names), **(vqvae or {}))
     base = None if from_scratch else fitting_base(cfg)
     if base: cfg = replace(cfg, **{**WARM_VQVAE, **(vqvae or {})})
-    return StageOne(cfg, replace(training or TrainingConfig(**(WARM_TRAINING if base else {})), seed=seed), base)
+    if not isinstance(training, TrainingConfig): training = TrainingConfig(**{**(WARM_TRAINING if base else {}), **(training or {})})
+    return StageOne(cfg, replace(training, seed=seed), base)
 
 # %% ../nbs/08b_fitting.ipynb #4dc2fcdb
 def _budget(seconds, epochs, collection, training):  # seconds left of a time box; they do not matter with epochs
@@ -109,7 +110,7 @@ def fit_codes(
     seed: int = 0,
     device=None,                  # "cuda", "mps", "cpu"; by default the best there is
     dataset: DatasetConfig = DatasetConfig(),
-    training: TrainingConfig = None,  # by default what suits a warm start, or the defaults of the loop from scratch
+    training=None,                # as `stage_1_settings` takes it
     vqvae: dict = None,           # fields of `VQVAEConfig` that differ from the adaptive ones
     from_scratch: bool = False,   # leave the base model out
     progress_callback=None,       # called with (fraction, text)
@@ -223,6 +224,8 @@ def fit_model(
     checkpoints: Checkpoints = None,   # where to keep what a killed run needs to go on
     on_event=None,            # called with a dict for everything that happens
     spent: float = 0.0,       # seconds of the time box that are gone already
+    stage_1: dict = None,     # fields of `TrainingConfig` that differ from what suits the folder
+    stage_2: dict = None,
 ) -> LoadedVQModel:
     "Both stages: from a folder of sounds to a model that makes new ones"
     _check(minutes, epochs)
@@ -231,13 +234,13 @@ def fit_model(
     left = lambda trained=0.0: max(0.02, minutes - max(trained, (time.perf_counter() - started) / 60))
     if checkpoints: checkpoints = checkpoints.of(minutes=None if epochs else minutes)
     tell(on_event, device, 'doctor', '', text=diagnose(collection).verdict, diagnosis=diagnose(collection).to_dict())
-    loaded = fit_codes(folder, STAGE_1_SHARE * left(), epochs, seed, device, dataset, vqvae=vqvae, from_scratch=from_scratch, collection=collection,
+    loaded = fit_codes(folder, STAGE_1_SHARE * left(), epochs, seed, device, dataset, stage_1, vqvae, from_scratch=from_scratch, collection=collection,
                        progress_callback=part_of_progress(progress_callback, 0.03, STAGE_1_SHARE), should_stop=should_stop,
                        checkpoints=checkpoints, on_event=on_event)
     if together(torch.tensor([float(should_stop())])).item():
         return replace(loaded, metadata=dict(loaded.metadata, stopped=['asked to']))
     # not the clock alone: a resumed run has trained before
-    return fit_prior(loaded, folder, left(loaded.metadata['minutes']), epochs, seed, prior=prior, collection=collection, should_stop=should_stop,
+    return fit_prior(loaded, folder, left(loaded.metadata['minutes']), epochs, seed, prior=prior, collection=collection, should_stop=should_stop, training=prior_training_config(**(stage_2 or {})),
                      progress_callback=part_of_progress(progress_callback, STAGE_1_SHARE, 1), checkpoints=checkpoints, on_event=on_event)
 
 # %% ../nbs/08b_fitting.ipynb #6f8cf060

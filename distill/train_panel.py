@@ -92,23 +92,46 @@ def _front_fields(folder):
         target=control(text, 'train-target', 'Save in', 'The folder that the model goes to; it has to be there', value=str(Path(folder or '.').expanduser().absolute()),
                        continuous_update=False))
 
-def _auto(*choices): return [('suits the folder', None), *((str(o), o) for o in choices)]
+# %% ../nbs/13c_train_panel.ipynb #3ab453ef
+def _auto(*choices): return [('suits the folder', None), *((f'{o:g}', o) for o in choices)]
 
-def _more_fields():
-    drop, whole, fl = widgets.Dropdown, widgets.BoundedIntText, widgets.BoundedFloatText
+def _stage_fields(stage):
+    "How a stage is trained"
+    return {
+        f'rate_{stage}': control(widgets.Dropdown, f'train-rate-{stage}', 'Learning rate', f'Stage {stage}: how far each step goes; smaller is slower and steadier',
+                                 options=_auto(1e-4, 3e-4, 1e-3, 3e-3)),
+        f'batch_{stage}': control(widgets.Dropdown, f'train-batch-{stage}', 'Batch size', f'Stage {stage}: how many pieces of sound are learned at once',
+                                  options=_auto(4, 8, 16, 32, 64))}
+
+def _general_fields():
+    drop, whole = widgets.Dropdown, widgets.BoundedIntText
     return dict(
         epochs=control(whole, 'train-epochs', 'Epochs', 'Instead of minutes: how often the sounds are gone through, in each stage; 0 goes by the minutes', min=0, max=100_000, value=0),
         seed=control(whole, 'train-seed', 'Seed', 'With epochs, the same seed makes the same model', min=0, max=2**53 - 1, value=0),
         device=control(drop, 'train-device', 'Device', 'Where it is computed', options=[('the best there is', None), *((o, o) for o in ('cpu', 'cuda', 'mps'))]),
-        scratch=checkbox('train-scratch', 'from scratch', tooltip='Leave out what the base model knows of sounds', value=False),
+        valid=control(widgets.BoundedFloatText, 'train-valid', 'Held out', 'Share of the files that is kept aside, to measure what was learned',
+                      min=0.05, max=0.5, step=0.05, value=0.2))
+
+# %% ../nbs/13c_train_panel.ipynb #1eba50fa
+def _first_fields():
+    drop, fl = widgets.Dropdown, widgets.BoundedFloatText
+    return dict(
         codebook_size=control(drop, 'train-codes', 'Codes', 'Stage 1: how many different grains of sound each level has', options=_auto(32, 64, 128, 256, 512)),
         n_quantizers=control(drop, 'train-levels', 'Levels', 'Stage 1: how many levels of detail, from coarse to fine', options=_auto(1, 2, 4, 6, 8)),
+        **_stage_fields(1),
         speed=control(fl, 'train-speed', 'Varispeed', 'Stage 1: also learn copies that are played up to this many semitones faster or slower', min=0, max=24, step=1, value=0),
         mix=control(fl, 'train-mix', 'Mixing', 'Stage 1: how often two sounds are learned as one, 0 to 1', min=0, max=1, step=0.1, value=0),
         eq=control(fl, 'train-eq', 'Equaliser (dB)', 'Stage 1: how much the balance of bass and treble is changed at random', min=0, max=24, step=1, value=0),
-        valid=control(fl, 'train-valid', 'Held out', 'Share of the files that is kept aside, to measure what was learned', min=0.05, max=0.5, step=0.05, value=0.2),
+        scratch=checkbox('train-scratch', 'from scratch', tooltip='Leave out what the base model knows of sounds', value=False))
+
+def _second_fields():
+    drop = widgets.Dropdown
+    return dict(
         d_model=control(drop, 'train-width', 'Width', 'Stage 2: how much the model of the order of codes can hold at once', options=_auto(64, 128, 256, 512)),
-        n_layers=control(drop, 'train-layers', 'Layers', 'Stage 2: how many steps of thought for each code', options=_auto(1, 2, 3, 4, 6, 8)))
+        n_layers=control(drop, 'train-layers', 'Layers', 'Stage 2: how many steps of thought for each code', options=_auto(1, 2, 3, 4, 6, 8)),
+        **_stage_fields(2))
+
+_GROUPS = {'Both stages': _general_fields, 'Stage 1: sounds to codes and back': _first_fields, 'Stage 2: how codes follow each other': _second_fields}
 
 # %% ../nbs/13c_train_panel.ipynb #f0460d99
 class TrainSettings(widgets.VBox):
@@ -117,9 +140,11 @@ class TrainSettings(widgets.VBox):
         self,
         target='.',  # the folder that models go to
     ):
-        self.front, self.rest = _front_fields(target), _more_fields()
+        self.front, groups = _front_fields(target), {title: make() for title, make in _GROUPS.items()}
+        self.rest = {name: field for group in groups.values() for name, field in group.items()}
         self.fields, titles = self.front | self.rest, ('More settings',)
-        self.more = widgets.Accordion([side_by_side(*self.rest.values())], titles=titles, selected_index=None).add_class('distill-train-more')
+        parts = [o for title, group in groups.items() for o in (widgets.HTML(f'<b>{title}</b>'), side_by_side(*group.values()))]
+        self.more = widgets.Accordion([widgets.VBox(parts)], titles=titles, selected_index=None).add_class('distill-train-more')
         super().__init__([side_by_side(*self.front.values()), self.more])
 
     def __getitem__(self, name): return self.fields[name].value
@@ -141,9 +166,10 @@ def _fit_settings(self) -> dict:
     given = lambda *names: {name: self[name] for name in names if self[name] is not None}
     prior = given('d_model', 'n_layers')
     if 'd_model' in prior: prior['n_heads'] = max(1, prior['d_model'] // 64)
+    stage = lambda n: {name: self[key] for name, key in (('learning_rate', f'rate_{n}'), ('batch_size', f'batch_{n}')) if self[key] is not None}
     dataset = DatasetConfig(valid_fraction=self['valid'], speed_semitones=self['speed'], mix_probability=self['mix'], eq_db=self['eq'])
     return dict(minutes=self['minutes'], epochs=self['epochs'] or None, seed=self['seed'], device=self['device'], from_scratch=self['scratch'],
-                dataset=dataset, vqvae=given('codebook_size', 'n_quantizers'), prior=prior)
+                dataset=dataset, vqvae=given('codebook_size', 'n_quantizers'), prior=prior, stage_1=stage(1), stage_2=stage(2))
 
 TrainSettings.fit_settings = _fit_settings
 
@@ -189,13 +215,16 @@ class TrainPanel(_TrainView):
         target='.',                     # the folder that models go to at first
         on_model=lambda loaded: None,   # called with every model that is made
     ):
-        self.job, self.on_model = Job(lambda running: self._refresh()), on_model
+        self.job, self.on_model = Job(lambda running: self._refresh(), lambda: None if self._learning else 0.2), on_model
         self.loaded, self.diagnosis, self.training, self.error, self.path = None, None, None, None, None
         super().__init__(folder, target)
         for shown, what in ((self.check, self.examine), (self.go, self.start), (self.halt, self.stop), (self.resume, self.go_on), (self.save, self.keep)):
             shown.on_click(lambda _, what=what: what())
         for field in (self.settings.front['name'], self.settings.front['target']): field.observe(lambda change: self._refresh(), 'value')
         self._chosen(self.chooser.folder)
+
+    @property
+    def _learning(self): return self.training is not None and not self.training.over and bool(self.training.stages)   # there is something to keep
 
     def _checkpoints(self, resume=True):  # None while there is no path for them
         try: path = self.settings.path()
@@ -233,7 +262,8 @@ def examine(self: TrainPanel):
             if should_stop(): raise Stopped('stopped while the sounds were looked at')
             self.say(f'{text}…')
         fit = settings.fit_settings()
-        look = lambda estimate: doctor(Path(folder).expanduser(), fit['device'], fit['dataset'], fit['vqvae'], fit['prior'], fit['from_scratch'], estimate, tell)
+        known = [fit[name] for name in ('device', 'dataset', 'vqvae', 'prior', 'from_scratch')]
+        look = lambda estimate: doctor(Path(folder).expanduser(), *known, estimate, tell, fit['stage_1'], fit['stage_2'])
         _show_diagnosis(self, look(False))         # at once; and then, how long it takes
         return look(True)
     def finish(found, error):
@@ -250,7 +280,7 @@ TrainPanel.examine = examine
 # %% ../nbs/13c_train_panel.ipynb #0a8969bf
 def _begin(self, resume):
     if self.job.running: return
-    self.error, self.halted, folder = None, False, Path(self.chooser.folder).expanduser()
+    self.error, folder = None, Path(self.chooser.folder).expanduser()
     try:
         if not self.chooser.folder or not folder.is_dir(): raise ValueError(f'there is no folder {self.chooser.folder or "chosen yet"}: choose one with sounds')
         fit, self.path = self.settings.fit_settings(), self.settings.path()
@@ -263,15 +293,25 @@ def _begin(self, resume):
     self.say('Going on…' if resume else 'Learning…')
     def work(should_stop):
         if not resume: clear_checkpoints(checkpoints)
-        return fit_model(folder, **fit, progress_callback=self.training, should_stop=lambda: _heard(self, should_stop),
-                         checkpoints=checkpoints, on_event=self.training.on_event)
+        stop, watched = _watch(self, self.training, should_stop)
+        return fit_model(folder, **fit, progress_callback=watched(self.training), should_stop=stop, checkpoints=checkpoints,
+                         on_event=watched(self.training.on_event))
     self.job.start(work, self._finish)
 
-def _heard(self, should_stop):  # the same question; that it was heard, between two steps, is said at once
-    if not should_stop(): return False
-    if not self.halted: self.say('Stopped. Keeping what was learned…')
-    self.halted = True
-    return True
+def _watch(self, training, should_stop):
+    "The same question, and callbacks that ask it, too: that Stop was heard is said at once; before anything is learned, there is nothing to keep"
+    said = []
+    def stop():
+        if not should_stop(): return False
+        if not said and self.training is training and not training.over: self.say('Stopped. Keeping what was learned…' if training.stages else 'Stopped.')
+        said.append(True)
+        return True
+    def watched(tell):
+        def told(*args):
+            if stop() and not training.stages: raise Stopped('stopped before anything was learned')
+            if not (said and isinstance(args[0], dict) and args[0]['event'] == 'example'): tell(*args)    # a picture takes its time
+        return told
+    return stop, watched
 
 def start(self: TrainPanel):
     "What Start does: learn from the beginning; returns at once"
@@ -293,6 +333,7 @@ def _finish(self, loaded, error):
     "What there is to say when it is over"
     self.training.finish()
     if not self.training.stages: self.live.children = []          # there is nothing to see
+    if isinstance(error, Stopped): return self.say('Stopped before anything was learned.')
     if error: return _failed(self, error)
     self.loaded, learned = loaded, loaded.metadata['scores'].get('log_mel_l1') is not None
     words = f'after {time_words(60 * loaded.metadata["minutes"])} of training'

@@ -48,3 +48,13 @@ def chromium():
     "The path of a Chromium or Chrome on this machine."
     found = next(filter(None, map(shutil.which, CHROMES)), None)
     return found or pytest.skip('no Chromium or Chrome on this machine')
+
+
+@pytest.fixture(scope='module')
+def browser(chromium):
+    "That Chromium, running."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--autoplay-policy=no-user-gesture-required'])
+        yield browser
+        browser.close()

@@ -275,9 +275,9 @@ def test_verdicts(tmp_path):
     assert found.advice==['1 file is unreadable: see the reasons above']
     about = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert (about['used'], about['found'], about['ready'], about['training']['device'], about['minutes'], about['tier']['codebook_size'])==(3, 4, True, 'abacus', 7, 64)
-    for words in 'text.wav', 'not a sound file', 'Verdict: ready', '--minutes 7', 'Time: long': assert words in str(found)
+    for words in 'text.wav', 'not a sound file', 'Verdict: ready', 'for 7 minutes', 'Time: long': assert words in str(found)
     for i in range(3, 26): save_audio(tmp_path/f'{i}.wav', synthesise('strings', seed=i, seconds=3.0))
-    assert '--minutes 5 or more. A small collection' in examine_folder(tmp_path).verdict
+    assert 'for 5 minutes or more. A small collection' in examine_folder(tmp_path).verdict
 
 
 @pytest.mark.parametrize('files', [0, 1, 3])

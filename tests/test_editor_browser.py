@@ -6,8 +6,6 @@ import torch
 
 pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
 
-from playwright.sync_api import sync_playwright    # noqa: E402
-
 from browser import lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
 
 SETUP = '''import time, torch
@@ -59,14 +57,6 @@ def folder(tmp_path_factory):
     save_audio(folder/'bell.wav', .3*torch.sin(torch.arange(40_000)/20), 48_000)
     for name, source in (('editor', EDITOR), ('long', LONG), ('slow', SLOW)): write_notebook(folder/f'{name}.ipynb', source)
     return folder
-
-
-@pytest.fixture(scope='module')
-def browser(chromium):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--autoplay-policy=no-user-gesture-required'])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope='module')

@@ -277,10 +277,25 @@ def test_choices_survive_where_they_can(tmp_path):
 def test_nothing_is_overwritten(clip, tmp_path):
     (tmp_path/'hat.wav').write_bytes(b'mine')
     (tmp_path/'hat-2.wav.json').write_bytes(b'mine too')
-    path, said = save_take(clip, str(tmp_path), 'hat.wav', '.wav', 48_000, 16)
+    path, said = save_take(clip, str(tmp_path), 'hat.wav', '.wav')
     assert path.name=='hat-3.wav' and 'already' in said
     assert (tmp_path/'hat.wav').read_bytes()==b'mine' and (tmp_path/'hat-2.wav.json').read_bytes()==b'mine too'
-    assert 'already' not in save_take(clip, str(tmp_path), 'snare', '.wav', 48_000, 16)[1]
+    assert 'already' not in save_take(clip, str(tmp_path), 'snare', '.wav')[1]
+
+
+def test_what_is_done_to_a_sound_that_is_saved(clip, tmp_path):
+    "Loudness, width and tags go into the file and its settings; a sound with a fault is saved, and the fault is told"
+    import soundfile
+    row = Row(tmp_path, clip)
+    to = row.settings
+    to.lufs.value, to.width.value, to.title.value, to.artist.value = -23.0, .5, ' Regen ', 'me'
+    path = row.save()
+    about = json.loads(path.with_name(f'{path.name}.json').read_text(encoding='utf-8'))
+    assert about['export']==dict(sample_rate=48_000, lufs=-23.0, width=.5, title='Regen', artist='me') and about['channels']==2
+    with soundfile.SoundFile(path) as f: assert (f.channels, f.title, f.artist)==(2, 'Regen', 'me')
+    assert f'{about["lufs"]:.1f} LUFS' in row.status.value
+    row = Row(tmp_path, Clip(torch.zeros(48_000), 48_000, {}), 'nothing')
+    assert row.save() and 'Listen once more' in row.status.value and 'silent' in row.status.value
 
 
 @hypothesis_settings(deadline=None)
@@ -574,3 +589,25 @@ def test_preset_row(monkeypatch, tmp_path):
         row.name.value = name
         do.click()
         assert 'distill-error' in row.said.value, name
+
+
+# --- training
+def test_stop_before_anything_is_learned(monkeypatch, tmp_path):
+    "Reading that does not notice is left to itself, says nothing more, and does not disturb the training after it"
+    from distill import train_panel as module
+    seen, going = [], threading.Event()
+    def fit(folder, progress_callback, should_stop, **rest):
+        seen.append('began')
+        going.wait(30)
+        progress_callback(.5, 'Reading 1/2')
+        seen.append('not heard')
+    monkeypatch.setattr(module, 'fit_model', fit)
+    panel = module.TrainPanel(tmp_path, tmp_path)
+    panel.settings.front['name'].value = 'x'
+    panel.go.click()
+    while not seen: time.sleep(.01)
+    panel.halt.click()
+    assert panel.wait(10) and 'Stopped before anything was learned' in panel.status.value and not panel.go.disabled and panel.error is None
+    monkeypatch.setattr(module, 'fit_model', lambda *args, **rest: (going.set(), time.sleep(.3), 1/0))
+    panel.go.click()
+    assert panel.wait(10) and seen==['began'] and 'ZeroDivisionError' in panel.status.value

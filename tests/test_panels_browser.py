@@ -5,8 +5,6 @@ import pytest
 
 pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
 
-from playwright.sync_api import sync_playwright    # noqa: E402
-
 from browser import Panel, lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
 
 PANEL = '''from distill.model import load_model
@@ -49,14 +47,6 @@ def folder(tmp_path_factory):
     write_notebook(folder/'panel.ipynb', PANEL)
     write_notebook(folder/'trouble.ipynb', TROUBLE)
     return folder
-
-
-@pytest.fixture(scope='module')
-def browser(chromium):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope='module')
@@ -219,6 +209,26 @@ def test_save(opened, folder, suffix, rate, bits):
     assert json.loads((path.parent/f'{path.name}.json').read_text(encoding='utf-8'))['sample_rate']==rate
     opened['save'].click()    # and never over another file
     assert f'Snäre & ☂ {suffix}-2.{suffix}' in opened.until('saved', 'already')
+
+
+def test_save_as_it_should_sound(opened, folder):
+    "Loudness, width and tags; what there is to say about the file is said."
+    import soundfile
+    opened.type('name', 'wide')
+    opened.choose('format', 'flac')
+    opened.choose('lufs', '-23 LUFS: broadcasting')
+    opened.slide('width', .5)
+    opened.type('tag-title', 'Wide <i>one</i>')
+    opened.type('tag-artist', 'me')
+    opened.page.screenshot(path=folder/'saving.png', full_page=True)
+    opened['save'].click()
+    said = opened.until('saved', f"Saved as {folder/'takes'/'wide.flac'}")
+    about = json.loads((folder/'takes'/'wide.flac.json').read_text(encoding='utf-8'))
+    level = 'silent' if about['lufs'] is None else f'{about["lufs"]:.1f} LUFS'    # a model that has hardly learned can be very quiet
+    assert level in said and about['export']['lufs']==-23 and about['export']['width']==.5
+    with soundfile.SoundFile(folder/'takes'/'wide.flac') as f: assert (f.channels, f.title, f.artist)==(2, 'Wide <i>one</i>', 'me')
+    opened.choose('lufs', 'as it is')
+    opened.slide('width', 0)
 
 
 def test_save_in_vain(opened, folder):

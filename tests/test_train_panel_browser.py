@@ -5,8 +5,6 @@ import pytest
 
 pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
 
-from playwright.sync_api import sync_playwright    # noqa: E402
-
 from browser import Panel, lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
 
 PANEL = '''from distill.train_panel import train_panel
@@ -33,14 +31,6 @@ def folder(tmp_path_factory):
     write_notebook(folder/'train.ipynb', PANEL)
     write_notebook(folder/'fit.ipynb', FIT)
     return folder
-
-
-@pytest.fixture(scope='module')
-def browser(chromium):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope='module')
@@ -109,7 +99,8 @@ def test_more_settings(opened, folder):
     opened['train-epochs'].wait_for(state='visible')
     opened.type('train-seed', 5)
     opened['train-scratch'].locator('input').check()
-    for hook, label in (('train-codes', '32'), ('train-levels', '2'), ('train-width', '64'), ('train-layers', '1'), ('train-device', 'cpu')):
+    for hook, label in (('train-codes', '32'), ('train-levels', '2'), ('train-width', '64'), ('train-layers', '1'), ('train-device', 'cpu'),
+                        ('train-rate-1', '0.003'), ('train-batch-1', '8'), ('train-rate-2', '0.001'), ('train-batch-2', '8')):
         opened.choose(hook, label)
     for hook, value in (('train-speed', 1), ('train-mix', 0.1), ('train-eq', 2), ('train-valid', 0.3), ('train-minutes', 4)): opened.type(hook, value)
     assert opened.page.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
@@ -158,6 +149,7 @@ def test_a_whole_one_and_save(opened, folder):
     loaded = load_model(folder/'whole.distill', 'cpu')
     assert (loaded.vqvae_config.codebook_size, loaded.vqvae_config.n_quantizers, loaded.prior_config.d_model) == (32, 2, 64)
     assert loaded.training_config['seed'] == 5 and not loaded.training_config['base']
+    assert [(loaded.training_config[o]['learning_rate'], loaded.training_config[o]['batch_size']) for o in ('stage_1', 'stage_2')] == [(.003, 8), (.001, 8)]
     shot(opened, folder, 'train_done')
 
 
