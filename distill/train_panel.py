@@ -217,6 +217,7 @@ class TrainPanel(_TrainView):
     ):
         self.job, self.on_model = Job(lambda running: self._refresh(), lambda: None if self._learning else 0.2), on_model
         self.loaded, self.diagnosis, self.training, self.error, self.path = None, None, None, None, None
+        self.before = None              # the model from which Resume goes on
         super().__init__(folder, target)
         for shown, what in ((self.check, self.examine), (self.go, self.start), (self.halt, self.stop), (self.resume, self.go_on), (self.save, self.keep)):
             shown.on_click(lambda _, what=what: what())
@@ -288,7 +289,7 @@ def _begin(self, resume):
     checkpoints = self._checkpoints(resume)
     self.training = Training(None if fit['epochs'] else fit['minutes'])
     board = Dashboard(self.training)
-    self.loaded, self.live.children = None, [board.widget]
+    self.before, self.loaded, self.live.children = self.loaded if resume else None, None, [board.widget]
     show_words(self.saved, '')
     self.say('Going on…' if resume else 'Learning…')
     def work(should_stop):
@@ -333,7 +334,9 @@ def _finish(self, loaded, error):
     "What there is to say when it is over"
     self.training.finish()
     if not self.training.stages: self.live.children = []          # there is nothing to see
-    if isinstance(error, Stopped): return self.say('Stopped before anything was learned.')
+    if isinstance(error, Stopped):
+        self.loaded = self.before
+        return self.say('Stopped before it went on: Resume goes on.' if self.loaded else 'Stopped before anything was learned.')
     if error: return _failed(self, error)
     self.loaded, learned = loaded, loaded.metadata['scores'].get('log_mel_l1') is not None
     words = f'after {time_words(60 * loaded.metadata["minutes"])} of training'

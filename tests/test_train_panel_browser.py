@@ -132,8 +132,9 @@ def test_start_stop_resume(opened, folder):
     page.wait_for_function("!document.querySelector('.distill-train-resume').disabled")
     shared = max(1.0, os.getloadavg()[0] / os.cpu_count()) if hasattr(os, 'getloadavg') else 1.0    # how many have to share each core
     assert stopped < 500 * shared, said
+    page.evaluate("document.querySelector('.distill-live-charts').dataset.before = 'true'")
     opened['train-resume'].click()
-    page.wait_for_selector('.distill-live-charts svg polyline', timeout=1000*WAIT)
+    page.wait_for_selector('.distill-live-charts:not([data-before]) svg polyline', timeout=1000*WAIT)    # the new view
     opened['train-stop'].click()
     opened.until('train-status', re.compile('Stopped after'), WAIT)
 
