@@ -186,6 +186,8 @@ class _Fitting:
         checkpoints=None,           # a folder for what a killed fit needs to go on; `save` removes it
         resume: bool = False,       # go on from there
         tensorboard=None,           # a folder for the curves of TensorBoard
+        stage_1: dict = None,       # fields of `TrainingConfig` that differ from what suits the folder
+        stage_2: dict = None,
     ):                              # a `Distill`
         "Learn a folder of sounds, both stages; Ctrl-C ends it early and keeps what was learned"
         kept = _checkpoints(checkpoints, resume)
@@ -193,7 +195,7 @@ class _Fitting:
         with StopRequest(should_stop).listening() as stop, shown as (tell, show):
             on_event = all_of(on_event, show, tensorboard and TensorBoardLog(tensorboard))
             return cls(fit_model(folder, minutes, epochs, seed, device, dataset, vqvae, prior,
-                                 from_scratch, progress_callback or tell, stop, checkpoints=kept, on_event=on_event), kept)
+                                 from_scratch, progress_callback or tell, stop, checkpoints=kept, on_event=on_event, stage_1=stage_1, stage_2=stage_2), kept)
 
     @staticmethod
     def doctor(

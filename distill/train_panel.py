@@ -278,6 +278,22 @@ def _show_diagnosis(self, found): self.diagnosis, self.verdict.value = found, fo
 
 TrainPanel.examine = examine
 
+# %% ../nbs/13c_train_panel.ipynb #b155de8f
+def _watch(self, training, should_stop):
+    "The same question, and callbacks that ask it, too: that Stop was heard is said at once; before anything is learned, there is nothing to keep"
+    said = []
+    def stop():
+        if not should_stop(): return False
+        if not said and self.training is training and not training.over: self.say('Stopped. Keeping what was learned…' if training.stages else 'Stopped.')
+        said.append(True)
+        return True
+    def watched(tell):
+        def told(*args):
+            if stop() and not training.stages: raise Stopped('stopped before anything was learned')
+            if not (said and isinstance(args[0], dict) and args[0]['event'] == 'example'): tell(*args)    # a picture takes its time
+        return told
+    return stop, watched
+
 # %% ../nbs/13c_train_panel.ipynb #0a8969bf
 def _begin(self, resume):
     if self.job.running: return
@@ -298,21 +314,6 @@ def _begin(self, resume):
         return fit_model(folder, **fit, progress_callback=watched(self.training), should_stop=stop, checkpoints=checkpoints,
                          on_event=watched(self.training.on_event))
     self.job.start(work, self._finish)
-
-def _watch(self, training, should_stop):
-    "The same question, and callbacks that ask it, too: that Stop was heard is said at once; before anything is learned, there is nothing to keep"
-    said = []
-    def stop():
-        if not should_stop(): return False
-        if not said and self.training is training and not training.over: self.say('Stopped. Keeping what was learned…' if training.stages else 'Stopped.')
-        said.append(True)
-        return True
-    def watched(tell):
-        def told(*args):
-            if stop() and not training.stages: raise Stopped('stopped before anything was learned')
-            if not (said and isinstance(args[0], dict) and args[0]['event'] == 'example'): tell(*args)    # a picture takes its time
-        return told
-    return stop, watched
 
 def start(self: TrainPanel):
     "What Start does: learn from the beginning; returns at once"
