@@ -271,9 +271,13 @@ class Checkpoints:
 
     def save(self, step: int, best_step: int, state: dict) -> Path:
         "Write the state after `step`, and remove those that are no longer needed; raises `OSError`"
+        new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         name = lambda step: self.folder/f'step-{step:08}.safetensors'
-        path = _write_checkpoint(name(step), dict(state, about=self.about))
+        try: path = _write_checkpoint(name(step), dict(state, about=self.about))
+        except OSError:
+            with suppress(OSError): [folder.rmdir() for folder in new]                    # no empty folders for nothing
+            raise
         for old in self.files()[:-self.keep]:
             if old != name(best_step): _remove(old)
         for part in self.folder.glob('.distill-*.part'): _remove(part)       # of a process that was killed as it wrote

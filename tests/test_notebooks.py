@@ -1,13 +1,12 @@
 "Runs every notebook in nbs/ with nbdev's own runner, then the filters that make its page: a process and a test for each."
 import os, subprocess, sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(ROOT).parts))
-SECONDS = 300
+SECONDS = 900    # then it hangs
 RUN = """import sys
 from pathlib import Path
 from execnb.nbio import read_nb
@@ -33,22 +32,12 @@ def run(nb, flags=()):
     return r.returncode and (r.stdout + r.stderr or f'exit code {r.returncode}')
 
 
-@pytest.fixture(scope='module')
-def failures(request):
-    "Runs the notebooks that were asked for, as many at a time as there are cores: a future for each."
-    flags = ['slow'] if request.config.getoption('--slow') else []
-    wanted = [i.callspec.params['nb'] for i in request.session.items if getattr(i, 'originalname', '')=='test_notebook']
-    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-    yield {nb: pool.submit(run, nb, flags) for nb in wanted}
-    pool.shutdown(cancel_futures=True)
-
-
 def test_there_are_notebooks(): assert NBS
 
 
 @pytest.mark.parametrize('nb', NBS, ids=name)
-def test_notebook(nb, failures):
-    failure = failures[nb].result()
+def test_notebook(nb, request):
+    failure = run(nb, ['slow'] if request.config.getoption('--slow') else [])
     assert not failure, f'{name(nb)}\n{failure}'
 
 
