@@ -267,10 +267,24 @@ def test_killed_and_resumed(sounds, tmp_path, kills):
 
 
 # --- several processes
-def launch(sounds, out, *args):
+TORCHRUN = ['torch.distributed.run', '--standalone', '--nproc-per-node', '2']
+ACCELERATE = ['accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
+
+
+def launch(sounds, out, *args, by=TORCHRUN):
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='')
-    program = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', __file__, 'cli']
+    program = [sys.executable, '-m', *by, __file__, 'cli']
     return subprocess.run([*program, 'fit', str(sounds), '-o', str(out), *FIT, *args], env=env, capture_output=True, text=True, timeout=600)
+
+
+def test_accelerate_launches_it(sounds, tmp_path):
+    "As it does on a machine with two GPUs; the processes are told to use the CPU"
+    done = launch(sounds, tmp_path/'two.distill', '--epochs', '8', '--json', '--events', tmp_path/'events', by=ACCELERATE)
+    assert done.returncode==0, done.stderr[-3000:]
+    assert done.stdout.count('\n')==1 and json.loads(done.stdout)['device']=='cpu'
+    events = [json.loads(line) for line in (tmp_path/'events').read_text(encoding='utf-8').splitlines()]
+    assert [e['processes'] for e in events if e['event']=='start']==[2, 2]
+    assert sorted(p.name for p in tmp_path.iterdir())==['events', 'two.distill']
 
 
 def test_two_processes_write_one_file(sounds, straight, tmp_path):
