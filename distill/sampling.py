@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PER_LEVEL', 'PRESETS', 'FILTERS', 'TOLERANCE', 'as_array', 'softmax', 'apply_temperature', 'apply_repetition_penalty',
            'RecentCodes', 'apply_top_k', 'apply_top_p', 'apply_min_p', 'atypicality', 'apply_typical', 'SamplingConfig',
-           'config_folder', 'list_presets', 'preset', 'save_preset', 'delete_preset', 'Cut', 'apply_filter',
+           'data_folder', 'list_presets', 'preset', 'save_preset', 'delete_preset', 'Cut', 'apply_filter',
            'scale_logits', 'apply_filters', 'distribution', 'Draw', 'draw', 'resolve_seed', 'RowNoise', 'edge_mass',
            'is_close_call', 'next_codes', 'Sampler', 'Stopped', 'sample_code_sequence']
 
@@ -257,14 +257,14 @@ SamplingConfig.at_level, SamplingConfig.for_levels = _at_level, _for_levels
 # %% ../nbs/07_sampling.ipynb #42206f28
 PRESETS = {'default': SamplingConfig.default, 'greedy': SamplingConfig.greedy, 'creative': SamplingConfig.creative}
 
-def config_folder() -> Path: # it need not exist yet
-    "Where this user's settings are kept: `$DISTILL_HOME`, or the place that is usual on this system"
+def data_folder() -> Path: # it need not exist yet
+    "Where presets and the library of this user are kept: `$DISTILL_HOME`, or the place that is usual on this system"
     if home := os.environ.get('DISTILL_HOME'): return Path(home).expanduser()
-    if sys.platform == 'win32': base = Path(os.environ.get('APPDATA') or Path.home()/'AppData'/'Roaming')
+    if sys.platform == 'win32': base = Path(os.environ.get('LOCALAPPDATA') or Path.home()/'AppData'/'Local')
     elif sys.platform == 'darwin': base = Path.home()/'Library'/'Application Support'
     else:
-        base = Path(os.environ.get('XDG_CONFIG_HOME', ''))
-        if not base.is_absolute(): base = Path.home()/'.config'  # as the XDG standard asks
+        base = Path(os.environ.get('XDG_DATA_HOME', ''))
+        if not base.is_absolute(): base = Path.home()/'.local'/'share' # as the XDG standard asks
     return base/'distill'
 
 # %% ../nbs/07_sampling.ipynb #38b24d44
@@ -274,7 +274,7 @@ def _fold(name): return unicodedata.normalize('NFC', name).casefold()
 
 def _user_presets():
     "The files of the user's presets by folded name"
-    files = sorted((config_folder()/'presets').glob('*.json'))
+    files = sorted((data_folder()/'presets').glob('*.json'))
     return {_fold(o.stem): o for o in files if _fold(o.stem) not in PRESETS and o.stem[0] != '.'}
 
 def _own_name(name):
@@ -310,7 +310,7 @@ def save_preset(
     "Keep settings under a name; raises `ValueError`, or `OSError` where the folder cannot be written"
     name = _own_name(name)
     if not isinstance(cfg, SamplingConfig): raise ValueError(f'a preset keeps a SamplingConfig, not {cfg!r}')
-    path = _user_presets().get(_fold(name), config_folder()/'presets'/f'{name}.json')
+    path = _user_presets().get(_fold(name), data_folder()/'presets'/f'{name}.json')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_atomically(path, json.dumps(cfg.to_dict(), indent=1).encode())

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings, strategies as st
 from distill import sampling
 from distill.sampling import (PER_LEVEL, PRESETS, RecentCodes, RowNoise, Sampler, SamplingConfig, Stopped, apply_filters,
                               apply_min_p, apply_repetition_penalty, apply_temperature, apply_top_k, apply_top_p,
-                              apply_typical, atypicality, config_folder, delete_preset, distribution, draw, list_presets,
+                              apply_typical, atypicality, data_folder, delete_preset, distribution, draw, list_presets,
                               next_codes, preset, resolve_seed, sample_code_sequence, save_preset, softmax)
 
 GRID = dict(deadline=None, max_examples=60)
@@ -809,18 +809,18 @@ def test_a_file_where_the_folder_should_be(home):
 
 
 @pytest.mark.parametrize('platform, env, want', [
-    ('linux', {'XDG_CONFIG_HOME': os.path.abspath('xdg')}, Path(os.path.abspath('xdg'), 'distill')),
-    ('linux', {'XDG_CONFIG_HOME': 'relative'}, Path.home() / '.config' / 'distill'),
-    ('linux', {}, Path.home() / '.config' / 'distill'),
+    ('linux', {'XDG_DATA_HOME': os.path.abspath('xdg')}, Path(os.path.abspath('xdg'), 'distill')),
+    ('linux', {'XDG_DATA_HOME': 'relative'}, Path.home() / '.local' / 'share' / 'distill'),
+    ('linux', {}, Path.home() / '.local' / 'share' / 'distill'),
     ('darwin', {}, Path.home() / 'Library' / 'Application Support' / 'distill'),
-    ('win32', {'APPDATA': 'C:/Roaming'}, Path('C:/Roaming/distill')),
-    ('win32', {}, Path.home() / 'AppData' / 'Roaming' / 'distill'),
+    ('win32', {'LOCALAPPDATA': 'C:/Local'}, Path('C:/Local/distill')),
+    ('win32', {}, Path.home() / 'AppData' / 'Local' / 'distill'),
     ('linux', {'DISTILL_HOME': 'here'}, Path('here'))], ids=str)
 def test_where_presets_live(platform, env, want, monkeypatch):
-    for name in ('DISTILL_HOME', 'XDG_CONFIG_HOME', 'APPDATA'): monkeypatch.delenv(name, raising=False)
+    for name in ('DISTILL_HOME', 'XDG_DATA_HOME', 'LOCALAPPDATA'): monkeypatch.delenv(name, raising=False)
     for name, value in env.items(): monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, 'platform', platform)
-    assert config_folder() == want
+    assert data_folder() == want
 
 
 def test_settings_survive_json():
