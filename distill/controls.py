@@ -359,7 +359,7 @@ def save_take(
     return path, f'{there}Saved as {path}, {level}\nIts settings are beside it in {path.name}.json{found}'
 
 # %% ../nbs/13_controls.ipynb #bd35356a
-LOUDNESS = (('as it is', None), ('-14 LUFS: streaming', -14.0), ('-16 LUFS: podcasts', -16.0), ('-23 LUFS: broadcasting', -23.0))
+LOUDNESS = (('as it is', 'as it is'), ('-14 LUFS: streaming', -14.0), ('-16 LUFS: podcasts', -16.0), ('-23 LUFS: broadcasting', -23.0))
 
 def _format_fields():
     "What kind of file"
@@ -404,7 +404,8 @@ class SaveSettings(widgets.VBox):
     @property
     def config(self) -> ExportConfig:
         "What a file is like"
-        return ExportConfig(self.rate.value, self.bits.value, lufs=self.lufs.value, width=round(self.width.value, 2),
+        lufs = None if self.lufs.value == 'as it is' else self.lufs.value
+        return ExportConfig(self.rate.value, self.bits.value, lufs=lufs, width=round(self.width.value, 2),
                             title=self.title.value.strip(), artist=self.artist.value.strip())
 
     def save(

@@ -93,7 +93,7 @@ def _front_fields(folder):
                        continuous_update=False))
 
 # %% ../nbs/13c_train_panel.ipynb #3ab453ef
-def _auto(*choices): return [('suits the folder', None), *((f'{o:g}', o) for o in choices)]
+def _auto(*choices): return [('suits the folder', 'auto'), *((f'{o:g}', o) for o in choices)]
 
 def _stage_fields(stage):
     "How a stage is trained"
@@ -108,7 +108,7 @@ def _general_fields():
     return dict(
         epochs=control(whole, 'train-epochs', 'Epochs', 'Instead of minutes: how often the sounds are gone through, in each stage; 0 goes by the minutes', min=0, max=100_000, value=0),
         seed=control(whole, 'train-seed', 'Seed', 'With epochs, the same seed makes the same model', min=0, max=2**53 - 1, value=0),
-        device=control(drop, 'train-device', 'Device', 'Where it is computed', options=[('the best there is', None), *((o, o) for o in ('cpu', 'cuda', 'mps'))]),
+        device=control(drop, 'train-device', 'Device', 'Where it is computed', options=[('the best there is', 'auto'), *((o, o) for o in ('cpu', 'cuda', 'mps'))]),
         valid=control(widgets.BoundedFloatText, 'train-valid', 'Held out', 'Share of the files that is kept aside, to measure what was learned',
                       min=0.05, max=0.5, step=0.05, value=0.2))
 
@@ -147,7 +147,7 @@ class TrainSettings(widgets.VBox):
         self.more = widgets.Accordion([widgets.VBox(parts)], titles=titles, selected_index=None).add_class('distill-train-more')
         super().__init__([side_by_side(*self.front.values()), self.more])
 
-    def __getitem__(self, name): return self.fields[name].value
+    def __getitem__(self, name): return None if (value := self.fields[name].value) == 'auto' else value    # a list that stands at None shows nothing
 
     def suggest(self, name: str):
         "What the model is called, unless something was typed"

@@ -404,6 +404,7 @@ def test_stop_and_a_free_kernel(browser, server):
     with new_page(browser, viewport={'width': 900, 'height': 900}) as page:
         visit(page, f'{server}/voila/render/slow.ipynb')
         editor = Page(page).ready()
+        assert editor['grid-other'].is_hidden()    # there is no second sound yet
         lines = editor.lines()
         editor['path'].fill('kick.wav')
         editor['open'].click()

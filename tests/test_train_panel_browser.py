@@ -97,6 +97,8 @@ def test_check(opened, folder):
 def test_more_settings(opened, folder):
     opened.page.locator('.distill-train-more').get_by_text('More settings').click()
     opened['train-epochs'].wait_for(state='visible')
+    chosen = opened.page.evaluate("[...document.querySelectorAll('.distill-train-more select')].map(o => o.selectedOptions[0]?.innerText.replaceAll('\u00a0', ' '))")
+    assert chosen.count('suits the folder') == 5 and 'the best there is' in chosen and None not in chosen    # every list shows what it stands at
     opened.type('train-seed', 5)
     opened['train-scratch'].locator('input').check()
     for hook, label in (('train-codes', '32'), ('train-levels', '2'), ('train-width', '64'), ('train-layers', '1'), ('train-device', 'cpu'),
