@@ -6,7 +6,7 @@
 __all__ = ['AHEAD', 'SWIFT', 'LEAD', 'GAP', 'SECOND', 'GAP_WEIGHT', 'ENCODING_SHARE', 'MEASURING_SHARE', 'N_EXCERPTS',
            'flatten_codes', 'unflatten_codes', 'PriorConfig', 'get_adaptive_prior_config', 'Block', 'neighbours',
            'grid_context', 'look_ahead', 'next_given', 'surroundings', 'n_surroundings', 'PlaceEmbedding', 'LevelHead',
-           'Bridge', 'Guess', 'CodePrior', 'StepWeights', 'Context', 'CodeExcerpt', 'encode_columns',
+           'Bridge', 'Guess', 'CodePrior', 'StepWeights', 'step_weights', 'Context', 'CodeExcerpt', 'encode_columns',
            'extract_code_sequences', 'CodeBatch', 'pack_excerpts', 'stack_rows', 'random_gap', 'PackedExcerpts',
            'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits', 'gap_examination', 'measure_bits',
            'mean_of_all', 'NextCode', 'prior_training_config', 'prior_config_for', 'fit_guess', 'train_prior']
@@ -17,6 +17,7 @@ import itertools
 import math
 import random
 import time
+import weakref
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 import numpy as np
@@ -423,6 +424,20 @@ class StepWeights:
         self.raises = _single(adds @ weight.T)                                                     # what an added code does to what `up` answers (q, k, 2·d)
         self.heads = [_reader(head.T, None, levels.norm2) for head in heads]
 
+# %% ../nbs/06_prior.ipynb #93052c03
+_KEPT = weakref.WeakKeyDictionary()   # of each prior: by what its weights were known, and their `StepWeights`
+
+def _marks(prior):
+    "What changes when a weight does"
+    bits = lambda x: int(np.bitwise_xor.reduce(_single(x.detach().float().cpu().numpy()).ravel().view(np.uint32)))
+    return [(x.data_ptr(), x._version, bits(x)) for x in prior.state_dict(keep_vars=True).values()]
+
+def step_weights(prior: 'CodePrior') -> StepWeights:  # only to be read
+    "The `StepWeights` of a prior, worked out anew only when its weights have changed"
+    marks = _marks(prior)
+    if _KEPT.get(prior, (None,))[0] != marks: _KEPT[prior] = marks, StepWeights(prior)
+    return _KEPT[prior][1]
+
 # %% ../nbs/06_prior.ipynb #8fbf157d
 class Context:
     "What the prior remembers of sequences that are sampled side by side"
@@ -433,7 +448,7 @@ class Context:
         labels=None,       # class of each row (b,), 0 where nobody said
         weights: StepWeights = None,   # of this prior, if they are at hand
     ):
-        cfg, self.weights = prior.cfg, weights or StepWeights(prior)
+        cfg, self.weights = prior.cfg, weights or step_weights(prior)
         places = cfg.max_columns * cfg.n_bands
         self.pairs = np.zeros((cfg.n_layers, 2, batch_size, cfg.n_heads, places, cfg.d_model // cfg.n_heads), np.float32)  # keys, values
         self.cfg, self.batch_size, self.asked = cfg, batch_size, False

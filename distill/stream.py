@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from .prior import CodePrior, Context, StepWeights
+from .prior import CodePrior, Context, step_weights
 from .sampling import Sampler, SamplingConfig, Stopped
 
 # %% ../nbs/07a_stream.ipynb #5c69ae88
@@ -88,7 +88,7 @@ def sample_columns(
     guidance: float = 1.0,  # how strongly the classes pull: 1 as learned, more for clearer cases
 ):                          # yields `Column`s without end
     "Draw column after column from the prior, with a sliding context"
-    weights, label = StepWeights(prior), lambda i: None if labels is None else labels[i:i + 1].cpu()
+    weights, label = step_weights(prior), lambda i: None if labels is None else labels[i:i + 1].cpu()
     rows = [_sample_row(prior, cfg, seed, label(i), prompt, guidance, weights) for i, seed in enumerate(seeds)]
     while True:
         codes, ended = zip(*map(next, rows))
