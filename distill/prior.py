@@ -891,7 +891,14 @@ def mean_of_all(losses):  # of what counts in this process's rows (n,)
 
 GAP_WEIGHT = 0.25  # of filling in gaps, beside going on from the left
 
-def _cost(logits, codes): return F.cross_entropy(logits.float().flatten(0, -2), codes.flatten(), reduction='none')   # (…, k), (…) -> (n,)
+def _cost(logits, codes):  # (…, k), (…) -> (…)
+    return F.cross_entropy(logits.float().flatten(0, -2), codes.flatten(), reduction='none').view(codes.shape)
+
+def _in_steps(places, of=64):  # (b, p) -> rows and places (n,), (n,)
+    "Where something is asked, repeated up to a multiple of `of`: a CPU keeps a kernel, and its memory, for every size that comes"
+    found = places.nonzero(as_tuple=True)
+    again = torch.arange(math.ceil(len(found[0]) / of) * of, device=places.device) % max(1, len(found[0]))
+    return tuple(x[again] for x in found)
 
 class NextCode(Objective):
     "Stage 2: predict every code from the ones before it, and in gaps from those around it, and the ends of sounds; judged by bits per code on held-out files"
@@ -904,12 +911,12 @@ class NextCode(Objective):
         prior, split = self.prior, lambda x: x.unflatten(1, (-1, self.prior.cfg.n_quantizers))
         states, codes, rows = prior.read(split(batch.codes), batch.onsets, batch.labels), split(batch.codes), batch.known.any(1)
         counts = batch.counts.repeat_interleave(prior.cfg.n_bands, 1)
-        losses = _cost(prior.answer(states, codes)[counts], codes[counts])
+        losses = _cost(prior.answer(states, codes), codes)[counts].flatten()
         ends = F.binary_cross_entropy_with_logits(prior.ends(states).float(), batch.ends.float(), reduction='none')[batch.counts]
         known, asked = split(batch.known[rows]), split(batch.counted()[rows])
         places = asked.any(-1)
-        filled = prior.answer(states[rows], codes[rows], known, places)[0]
-        gaps = _cost(filled[asked[places]], codes[rows][asked])
+        filled = prior.answer(states[rows], codes[rows], known, _in_steps(places))[0, :places.sum()]
+        gaps = _cost(filled, codes[rows][places])[asked[places]]
         return mean_of_all(losses) + mean_of_all(ends) + GAP_WEIGHT * mean_of_all(gaps)
 
     def score(self): return prior_bits(self.prior, self.exam)[self.exam.counted()].mean().item()
