@@ -102,7 +102,7 @@ def learn_codes():
     fit_guess(prior, excerpts)
     objective = WatchedCodes(prior, excerpts[:8])
     batches = own_share(PackedExcerpts(excerpts, cfg, 8, 0), 8, 'cpu')
-    result = train(objective, batches, prior_training_config(batch_size=8, validations=6, precision='fp32', patience=1), Budget(steps=STEPS), 'cpu')
+    result = train(objective, batches, prior_training_config(batch_size=8, learning_rate=3e-3, validations=6, precision='fp32', patience=1), Budget(steps=STEPS), 'cpu')
     return torch.stack(objective.losses), [r['loss'] for r in result.history], result.history[-1]['score']
 
 
