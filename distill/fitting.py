@@ -234,7 +234,7 @@ def fit_model(
     left = lambda trained=0.0: max(0.02, minutes - max(trained, (time.perf_counter() - started) / 60))
     if checkpoints: checkpoints = checkpoints.of(minutes=None if epochs else minutes)
     tell(on_event, device, 'doctor', '', text=diagnose(collection).verdict, diagnosis=diagnose(collection).to_dict())
-    loaded = fit_codes(folder, STAGE_1_SHARE * left(), epochs, seed, device, dataset, stage_1, vqvae, from_scratch=from_scratch, collection=collection,
+    loaded = fit_codes(folder, STAGE_1_SHARE * left(), epochs, seed, device, dataset, stage_1, vqvae=vqvae, from_scratch=from_scratch, collection=collection,
                        progress_callback=part_of_progress(progress_callback, 0.03, STAGE_1_SHARE), should_stop=should_stop,
                        checkpoints=checkpoints, on_event=on_event)
     if together(torch.tensor([float(should_stop())])).item():
