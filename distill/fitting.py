@@ -24,7 +24,7 @@ from .training import (Budget, Checkpoints, TrainingConfig, collection_health, e
 from .vqvae import ConvVQVAE, LevelHealth, VQVAEConfig, get_adaptive_vqvae_config, health_warnings, reconstruction_l1
 
 # %% ../nbs/08b_fitting.ipynb #16fcf0a0
-STAGE_1_SHARE = 0.7   # of the time box
+STAGE_1_SHARE = 0.6   # of the time box
 WARM_TRAINING, WARM_VQVAE = dict(learning_rate=1e-3), dict(quantizer_warmup=0.0, decay=0.95)
 
 class StageOne(NamedTuple):
