@@ -729,6 +729,7 @@ def train_vqvae(
     if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, dataset=asdict(collection.cfg),
                                                  spectrogram=asdict(collection.spectrogram.cfg), vqvae=asdict(vqvae_cfg))
     budget.fraction(0)                      # the clock starts
+    processes(device)                       # found before there are codebooks, or these would not keep in step with them
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         model = ConvVQVAE(vqvae_cfg)
