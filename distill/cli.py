@@ -1350,7 +1350,7 @@ def lab_command(notebook:Path, browser=True, port:int=None) -> list: # for `subp
     import importlib.util
     if importlib.util.find_spec('jupyterlab') is None:
         raise ValueError(f'JupyterLab is not installed, and {notebook} wants it: pip install jupyterlab (any other notebook program opens it, too)')
-    return [sys.executable, '-m', 'jupyterlab', str(notebook), f'--ServerApp.root_dir={notebook.parent}',
+    return [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={notebook.parent}', f'--LabApp.default_url=/lab/tree/{notebook.name}', # also in the address that is printed
             *([] if browser else ['--no-browser']), *([f'--port={port}'] if port else []),
             *(['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else [])] # as in most containers
 
