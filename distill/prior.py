@@ -651,12 +651,14 @@ def encode_columns(
     return codes.unflatten(1, (shape[1], -1))
 
 def _encode_cuts(model, cuts, labels):
-    "The codes of cuts; those of the same length side by side"
-    width, found = lambda cut: cut.mel.shape[-1], []
-    for _, group in itertools.groupby(sorted(cuts, key=width), width):
+    "The codes of cuts; those of as many columns side by side, always eight, so that few sizes are met"
+    columns, found = lambda cut: math.ceil(cut.mel.shape[-1] / STRIDE), []
+    for _, group in itertools.groupby(sorted(cuts, key=columns), columns):
         group = list(group)
-        for cut, codes in zip(group, encode_columns(model, torch.stack([cut.mel for cut in group]))):
-            found.append(CodeExcerpt(codes[cut.first:cut.first + cut.columns], cut.begins, cut.ends, labels[cut.file]))
+        for part in (group[i:i + 8] for i in range(0, len(group), 8)):
+            mels = [model.whole_columns(cut.mel[None, None])[0, 0] for cut in part]
+            for cut, codes in zip(part, encode_columns(model, torch.stack(mels + mels[:1] * (8 - len(part))))):
+                found.append(CodeExcerpt(codes[cut.first:cut.first + cut.columns], cut.begins, cut.ends, labels[cut.file]))
     return found
 
 # %% ../nbs/06_prior.ipynb #de204635

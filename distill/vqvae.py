@@ -286,10 +286,12 @@ class ConvVQVAE(nn.Module):
         mel,  # natural-log mel (b, 1, m, f)
     ):        # vectors (b, d, h, w)
         "Vectors of the grid, before quantization"
+        return self.encoder(self.norm(self.whole_columns(mel)))
+
+    def whole_columns(self, mel):  # (b, 1, m, f) -> (b, 1, m, 16·w)
+        "A spectrogram that goes on to the end of its last column"
         extra = (0, -mel.shape[-1] % STRIDE, 0, 0)
-        if self.cfg.edge == 'replicate': mel = F.pad(mel, extra, mode='replicate')
-        else: mel = F.pad(mel, extra, value=float(self.norm.floor))
-        return self.encoder(self.norm(mel))
+        return F.pad(mel, extra, mode='replicate') if self.cfg.edge == 'replicate' else F.pad(mel, extra, value=float(self.norm.floor))
 
     def quantize(self, z) -> Quantized:  # vectors (b, d, h, w)
         "Codes of the grid's vectors; positions run along the rows: band 0 from left to right, then band 1…"
