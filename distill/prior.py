@@ -331,7 +331,7 @@ def _surroundings(self: CodePrior, codes, known):  # (b, p, q) -> (b, p, f)
     "What is known around each place"
     return surroundings(self.sums(codes), self.sums(codes, known), known, self.cfg.n_bands)
 
-def _answer(self: CodePrior, states, codes, known=None, asked=None):  # (b, p, d), (b, p, q), (b, p, q); places (b, p), all in one row then -> logits (b, p, q, k)
+def _answer(self: CodePrior, states, codes, known=None, asked=None):  # (b, p, d), (b, p, q), (b, p, q); rows and places (n,), (n,), all in one row then -> logits (b, p, q, k)
     "From states to logits; with `known`, to those that know what is given after each place as well"
     if known is None: return self.levels(states, codes, self.vectors)
     around = self.surroundings(codes, known)
@@ -915,10 +915,10 @@ class NextCode(Objective):
         counts = batch.counts.repeat_interleave(prior.cfg.n_bands, 1)
         losses = _cost(prior.answer(states, codes), codes)[counts].flatten()
         ends = F.binary_cross_entropy_with_logits(prior.ends(states).float(), batch.ends.float(), reduction='none')[batch.counts]
-        known, asked = split(batch.known[rows]), split(batch.counted()[rows])
+        gapped, known, asked = codes[rows], split(batch.known[rows]), split(batch.counted()[rows])
         places = asked.any(-1)
-        filled = prior.answer(states[rows], codes[rows], known, _in_steps(places))[0, :places.sum()]
-        gaps = _cost(filled, codes[rows][places])[asked[places]]
+        filled = prior.answer(states[rows], gapped, known, _in_steps(places))[0, :places.sum()]
+        gaps = _cost(filled, gapped[places])[asked[places]]
         return mean_of_all(losses) + mean_of_all(ends) + GAP_WEIGHT * mean_of_all(gaps)
 
     def score(self): return prior_bits(self.prior, self.exam)[self.exam.counted()].mean().item()
@@ -942,7 +942,8 @@ def _around_gaps(prior, excerpts, n_rows, seed):
     for _ in range(0, n_rows, 50):
         part = stack_rows([rows.row(gap=True) for _ in range(50)]).to(device)
         codes, known, asked = (x.unflatten(1, (-1, prior.cfg.n_quantizers)) for x in (part.codes, part.known, part.counted()))
-        found.append((prior.surroundings(codes, known)[asked.any(-1)], prior.sums(codes)[asked.any(-1)]))
+        places = asked.any(-1)
+        found.append((prior.surroundings(codes, known)[places], prior.sums(codes)[places]))
     return map(torch.cat, zip(*found))
 
 @torch.no_grad()

@@ -276,7 +276,8 @@ class Checkpoints:
         name = lambda step: self.folder/f'step-{step:08}.safetensors'
         try: path = _write_checkpoint(name(step), dict(state, about=self.about))
         except OSError:
-            with suppress(OSError): [folder.rmdir() for folder in new]                    # no empty folders for nothing
+            with suppress(OSError):
+                for folder in new: folder.rmdir()                                # no empty folders for nothing
             raise
         for old in self.files()[:-self.keep]:
             if old != name(best_step): _remove(old)
