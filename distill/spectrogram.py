@@ -119,7 +119,6 @@ def mel_bands(
     return MelBands(melscale_fbanks(cfg.n_fft // 2 + 1, 0, float(cfg.sample_rate // 2), cfg.n_mels, cfg.sample_rate).to(device))
 
 # %% ../nbs/02_spectrogram.ipynb #567ca3b9
-@scripted
 def _invert(mel, area, curve, down: list[tuple[int, int, torch.Tensor]], up: list[tuple[int, int, torch.Tensor]], steps: int, exponent: float):
     logs = (mel / area).clamp(min=1e-7).log() @ curve
     mags = (2 * logs - logs.mean(1, keepdim=True)).clamp(-30, 12).exp()
@@ -139,8 +138,8 @@ def mel_to_magnitudes(
 # %% ../nbs/02_spectrogram.ipynb #94c89846
 def _nearest_peak(is_peak):  # (f, k) bool -> (f, k) index of the nearest True along k
     k = torch.arange(is_peak.shape[-1], dtype=torch.int32, device=is_peak.device)
-    below = torch.where(is_peak, k, -2**20).cummax(-1).values
-    above = torch.where(is_peak, k, 2**20).flip(-1).cummin(-1).values.flip(-1)
+    below = torch.where(is_peak, k, -2**20).cummax(-1)[0]
+    above = torch.where(is_peak, k, 2**20).flip(-1).cummin(-1)[0].flip(-1)
     return torch.where(k - below <= above - k, below, above).clamp_(0, is_peak.shape[-1] - 1).long()
 
 @lru_cache(maxsize=4)
@@ -155,7 +154,7 @@ def phase_noise(
 # %% ../nbs/02_spectrogram.ipynb #690cf6d1
 def peak_phase(
     mags,         # STFT magnitudes (f, k)
-    turn_per_bin, # hop length / n_fft
+    turn_per_bin: float, # hop length / n_fft
     phase_before, # of the frame before the first, in turns (k,)
     mags_before,  # its magnitudes (k,); zeros for silence
 ):  # phase in turns (f, k)
@@ -170,12 +169,12 @@ def peak_phase(
     away = k - peak
     close = (away.abs() <= 1) & (k < len(k) // 8)
     step = (freq * turn_per_bin).gather(1, peak) + torch.where(close, away * delay.gather(1, peak), 0)
-    return torch.from_numpy(_follow(*(x.cpu().numpy() for x in (phase_before, torch.where(close, peak, k), step.remainder_(1))))).to(y.device)
+    return _follow(phase_before.cpu(), torch.where(close, peak, k).cpu(), step.remainder_(1).cpu()).to(mags.device)
 
 def _follow(turns, source, step):  # phase before (k,), which bin each goes on from (f, k), by how much (f, k) -> turns (f, k)
-    for bins, now in zip(source, step):
-        now += turns[bins]
-        turns = now
+    for i in range(len(step)):
+        step[i] += turns.gather(0, source[i])
+        turns = step[i]
     return step
 
 # %% ../nbs/02_spectrogram.ipynb #dc710982
@@ -222,6 +221,32 @@ def mel_griffin_lim(
     return _rounds(spec, mags, mel, bands.down, bands.up, window, hop, scale, before, rounds[0], sum(rounds), float(momentum), float(exponent))
 
 # %% ../nbs/02_spectrogram.ipynb #437677e3
+@scripted
+def _first_guess(mel, floor: float, last, mags_before, noise, turn_per_bin: float, area, curve, down: list[tuple[int, int, torch.Tensor]],
+                 up: list[tuple[int, int, torch.Tensor]], steps: int, exponent: float):
+    "Amplitudes of the bands, magnitudes, and the spectrum of a log-mel, going on from the frame before it"
+    amps = torch.where(mel > floor, mel.exp(), 0.).t()
+    mags = _invert(amps, area, curve, down, up, steps, exponent)
+    turns = peak_phase(mags, turn_per_bin, last, mags_before)
+    turns += noise
+    angle = turns.mul_(2 * math.pi)
+    return amps, mags, torch.complex(angle.cos(), angle.sin()).mul_(mags)
+
+@scripted
+def _scale(window, n: int, hop: int, weight_before, first: int, end: int):
+    "1 / what windows add up to, 0 before the first sample and from the last one on"
+    scale = 1 / _overlap_add((window**2).expand(n, -1), hop, weight_before).clamp(min=1e-2)
+    scale[:first] = 0
+    scale[end:] = 0
+    return scale
+
+@scripted
+def _leave_behind(spec, window, hop: int, before, weight_before):
+    "What final frames contribute to the samples after them, and their windows"
+    n, frames = len(spec) * hop, torch.fft.irfft(spec, len(window)).mul_(window)
+    return _overlap_add(frames, hop, before)[n:], _overlap_add((window**2).expand(len(spec), -1), hop, weight_before)[n:]
+
+# %% ../nbs/02_spectrogram.ipynb #c30c2866
 class _OpenFrames:
     "Frames whose samples are not final yet, and what the final ones before them left behind"
     def __init__(self, cfg, window):
@@ -233,36 +258,29 @@ class _OpenFrames:
         self.spec = torch.zeros(0, n_bins, dtype=torch.complex64, **on)
         self.before = self.weight_before = torch.zeros(cfg.n_fft - cfg.hop_length, **on)
 
+    def _last(self):            # turns and magnitudes of the frame before the next one
+        if self.seen: return self.spec[-1].angle() / (2 * math.pi), self.mags[-1]
+        return torch.arange(len(self.noise[0]), device=self.noise.device) % 2 / 2, torch.zeros_like(self.noise[0])
+
     def add(self, mel):         # natural-log mel (m, f)
         if not mel.shape[-1]: return
-        amps = torch.where(mel > self.cfg.log_floor + 1e-3, mel.exp(), 0.).mT
-        mags = mel_to_magnitudes(amps, self.bands, self.cfg.inversion_steps)
-        before, k = mags.new_zeros(len(self.noise[0])), torch.arange(len(self.noise[0]), device=mel.device)
-        last = (self.spec[-1].angle() / (2 * math.pi), self.mags[-1]) if self.seen else (k % 2 / 2, before)
-        turns = peak_phase(mags, self.cfg.hop_length / self.cfg.n_fft, *last)
-        turns += self.noise[torch.arange(self.seen, self.seen + len(mags), device=mags.device) % len(self.noise)]
-        angle = turns.mul_(2 * math.pi)
-        spec = torch.complex(angle.cos(), angle.sin()).mul_(mags)
+        cfg, bands, places = self.cfg, self.bands, torch.arange(self.seen, self.seen + mel.shape[-1], device=mel.device)
+        amps, mags, spec = _first_guess(mel, cfg.log_floor + 1e-3, *self._last(), self.noise[places % len(self.noise)], cfg.hop_length / cfg.n_fft,
+                                        bands.area, bands.curve, bands.down, bands.up, cfg.inversion_steps, 1.7)
         self.mel, self.mags, self.spec = map(torch.cat, ((self.mel, amps), (self.mags, mags), (self.spec, spec)))
         self.seen += len(mags)
 
     def refine(self, end):      # sample after which all is silent -> samples from `position` on
-        cfg, n = self.cfg, len(self.spec)
-        weight = _overlap_add((self.window**2).expand(n, -1), cfg.hop_length, self.weight_before)
-        scale = 1 / weight.clamp(min=1e-2)
-        scale[:max(0, -self.position)] = scale[max(0, end - self.position):] = 0
-        kept = round(0.3 * cfg.phase_iterations)
+        cfg, kept = self.cfg, round(0.3 * self.cfg.phase_iterations)
+        scale = _scale(self.window, len(self.spec), cfg.hop_length, self.weight_before, max(0, -self.position), max(0, end - self.position))
         wav, self.spec = mel_griffin_lim(self.spec, self.mags, self.mel, self.bands, self.window, cfg.hop_length, scale,
                                          self.before, (kept, cfg.phase_iterations - kept))
         return wav
 
     def release(self, n):       # the first n frames are final
-        hop, n_fft = self.cfg.hop_length, self.cfg.n_fft
-        frames = torch.fft.irfft(self.spec[:n], n_fft).mul_(self.window)
-        self.before = _overlap_add(frames, hop, self.before)[n * hop:]
-        self.weight_before = _overlap_add((self.window**2).expand(n, -1), hop, self.weight_before)[n * hop:]
+        self.before, self.weight_before = _leave_behind(self.spec[:n], self.window, self.cfg.hop_length, self.before, self.weight_before)
         self.mel, self.mags, self.spec = self.mel[n:], self.mags[n:], self.spec[n:]
-        self.position += n * hop
+        self.position += n * self.cfg.hop_length
 
 # %% ../nbs/02_spectrogram.ipynb #f92bcdfc
 class WaveformStream:
