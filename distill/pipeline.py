@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEAK', 'FADE_S', 'SEED_STEP', 'encode_waveform', 'GridDecoder', 'decode_to_mel', 'SoundMaker', 'decode_codes',
-           'ClipConfig', 'Clip', 'limit_peak', 'fade_out', 'crossfade_chunks', 'SoundStream', 'generate_clips',
-           'generate_audio_from_prior', 'regenerate', 'stream_audio']
+           'ClipConfig', 'Clip', 'limit_peak', 'fade_out', 'loop_swells', 'crossfade_chunks', 'SoundStream',
+           'generate_clips', 'generate_audio_from_prior', 'regenerate', 'stream_audio']
 
 # %% ../nbs/09_pipeline.ipynb #0a9dc89c
 import base64
@@ -235,6 +235,26 @@ def _request(loaded, cfg, prompt):
     codes = encode_waveform(loaded, prompt[:whole * samples])[:, :whole].transpose(0, 1).flatten(1)
     return _Request(n, n and math.ceil(n / samples), label, codes)
 
+# %% ../nbs/09_pipeline.ipynb #661d4545
+def _swell(mel): return mel.exp().diff(dim=-1).clamp(min=0).sum(-2)     # natural-log mels (…, m, f) -> (…, f − 1)
+
+@torch.inference_mode()
+def loop_swells(
+    loaded: LoadedVQModel,
+    codes,               # columns (w, bands·q)
+    n: int,              # columns of a loop
+    ahead: int = 4,      # columns on either side of the seam that are decoded
+):                       # for each stretch of n columns (w − n + 1,)
+    "How much a loop swells at its seam, relative to the most that it swells inside"
+    inside, ahead, starts = _swell(decode_to_mel(loaded, _grid(loaded, codes))), min(ahead, n), range(len(codes) - n + 1)
+    rows = torch.stack([torch.cat([codes[s + n - ahead:s + n], codes[s:s + ahead]]) for s in starts])
+    grids = torch.stack([_grid(loaded, row) for row in rows]).to(loaded.device)                                # (s, bands, 2·ahead, q)
+    shape = tuple(grids.shape[1:3])
+    mels = loaded.model.decode(loaded.model.codes_to_embeddings(grids.flatten(1, 2), shape), (shape[0] * STRIDE, shape[1] * STRIDE))[:, 0]
+    seam, near = _swell(mels)[:, ahead * STRIDE - 4:ahead * STRIDE + 4].amax(1), STRIDE // 4
+    most = torch.stack([inside[s * STRIDE + near:(s + n) * STRIDE - near - 1].amax() for s in starts])
+    return (seam / most.clamp(min=1e-9)).cpu()
+
 # %% ../nbs/09_pipeline.ipynb #f3c0809a
 def _watched(columns, total, loaded, tell, should_stop, on_columns):
     "The first `total` of the columns, with words about every second"
@@ -251,7 +271,7 @@ def _sample(loaded, cfg, request, seeds, tell, should_stop, on_columns):  # a li
     if cfg.loop:
         n = max(1, round(request.n_samples / _column_samples(loaded)))
         return [sample_loop(prior, cfg.sampling, seed, n, request.label, progress_callback=tell, should_stop=should_stop,
-                            guidance=cfg.guidance) for seed in seeds]
+                            guidance=cfg.guidance, swells=lambda codes: loop_swells(loaded, codes, n)) for seed in seeds]
     if request.columns is None: found = sample_one_shots(prior, cfg.sampling, seeds, labels, request.prompt, progress_callback=tell, should_stop=should_stop,
                                                           guidance=cfg.guidance, on_columns=on_columns)
     else:
