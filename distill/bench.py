@@ -732,20 +732,27 @@ class LongTable(Table):
         "The slope of the level, by least squares"
         return 60 * statistics.linear_regression(range(len(self.level)), self.level).slope if len(self.level) > 1 else 0.0
 
-    def ends(self, values) -> tuple:    # one per second -> (first, last): those of the first and of the last minute
-        n = min(60, max(1, len(values) // 2))
-        return values[:n], values[-n:]
+    def tenths(self, values) -> list:   # one per second -> of each tenth of the stream
+        n = min(10, len(values))
+        return [values[i * len(values) // n:(i + 1) * len(values) // n] for i in range(n)]
 
-    def drift(self, values): return statistics.median(self.ends(values)[1]) - statistics.median(self.ends(values)[0])
+    def drift(self, values) -> tuple:   # one per second -> (dB, standard error)
+        "How far the straight line through the medians of the tenths goes"
+        medians = [statistics.median(part) for part in self.tenths(values)]
+        n, places = len(medians), range(len(medians))
+        if n < 3: return medians[-1] - medians[0], 0.0
+        slope, start = statistics.linear_regression(places, medians)
+        left, spread = sum((y - start - slope * x)**2 for x, y in zip(places, medians)), n * (n * n - 1) / 12
+        return (n - 1) * slope, (n - 1) * math.sqrt(left / (n - 2) / spread)
 
     @property
-    def level_drift(self) -> float: return self.drift(self.level)
+    def level_drift(self) -> tuple: return self.drift(self.level)
     @property
-    def flatness_drift(self) -> float: return self.drift(self.flatness)
+    def flatness_drift(self) -> tuple: return self.drift(self.flatness)
     @property
     def drifts(self) -> bool:
-        "More than 6 dB, towards silence or noise or away from them"
-        return max(abs(self.level_drift), abs(self.flatness_drift)) > 6
+        "More than 6 dB, towards silence or noise or away from them, and more than wandering explains"
+        return any(abs(dB) > max(6, 2.3 * error) for dB, error in (self.level_drift, self.flatness_drift))
 
     def __str__(self): return describe_long(self)
 
@@ -754,8 +761,8 @@ def describe_long(table: LongTable) -> str:
     "The table as a text for people"
     def row(title, values):
         spread = lambda part: f'{min(part):.1f} / {statistics.median(part):.1f} / {max(part):.1f}'
-        return title, *map(spread, table.ends(values)), f'{table.drift(values):+.1f}'
-    rows = [('min / median / max per second', 'first minute', 'last minute', 'drift'), row('level, dB', table.level),
+        return title, *(spread(table.tenths(values)[i]) for i in (0, -1)), '{:+.1f} ± {:.1f}'.format(*table.drift(values))
+    rows = [('min / median / max per second', 'first tenth', 'last tenth', 'drift'), row('level, dB', table.level),
             row('spectral flatness, dB', table.flatness)]
     off = table.samples - table.expected
     return (f'{table.name}: {table.minutes:g} minutes in one stream, made in {table.elapsed:.1f} s ({60 * table.minutes / table.elapsed:.1f} times '
@@ -859,7 +866,8 @@ def _check_long(long):
     off, grown = long.samples - long.expected, long.growth / long.memory[0]
     yield Check(f'length of {long.minutes:g} minutes', 'exact', 'exact' if not off else f'{off:+,} samples', not off)
     yield Check('their memory, last tenth to first', 'at most 5 % more', f'{grown:+.1%}', grown <= 0.05)
-    yield Check('their drift', 'none', f'level {long.level_drift:+.1f} dB, flatness {long.flatness_drift:+.1f} dB', not long.drifts)
+    drift = lambda name, found: '{} {:+.1f} ± {:.1f} dB'.format(name, *found)
+    yield Check('their drift', 'none', f"{drift('level', long.level_drift)}, {drift('flatness', long.flatness_drift)}", not long.drifts)
 
 def _check_seeds(seeds):
     wrong = sum(differ for _, differ, _ in seeds.rows)

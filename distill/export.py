@@ -286,14 +286,15 @@ def check_sound(
     wav:torch.Tensor,            # mono (t,) or several channels (c, t)
     sample_rate:int=SAMPLE_RATE, # samples per second
     loop:bool=False,             # its end runs into its start, so it may break off
-    lufs:float|None=None,        # its loudness, if it is known
+    lufs=None,                   # its loudness if it is known, or a function that tells it
 ) -> tuple: # of `Note`: text for people with a `kind` for programs; empty when nothing was found
     "What is wrong with a sound: silent, quiet, clipped, clicks, an offset, breaks off, cancels in mono"
     x = torch.atleast_2d(torch.as_tensor(wav).detach().float().cpu())
     if not x.shape[-1] or not x.isfinite().all(): return (Note('not a sound: empty, or it holds values that are not numbers', 'broken'),)
-    notes = _level_notes(x, sample_rate, loudness(x, sample_rate) if lufs is None else lufs)
+    channels = [n for n in _channel_notes(x, sample_rate) if not (loop and n.kind == 'breaks-off')]
+    notes = _level_notes(x, sample_rate, loudness(x, sample_rate) if lufs is None else lufs() if callable(lufs) else lufs)
     if 'silent' in [n.kind for n in notes]: return tuple(notes)
-    notes += [n for n in _channel_notes(x, sample_rate) if not (loop and n.kind == 'breaks-off')]
+    notes += channels
     if len(x) > 1 and (loss := mono_sum_loss(x)) > 4:
         notes.append(Note(f'in mono it is {loss:.0f} dB quieter: its channels cancel', 'mono') if loss < 60 else Note('in mono it is silent: its channels cancel', 'mono'))
     return tuple(notes)
@@ -367,8 +368,9 @@ def export_sound(
         wav, gain, short = set_level(wav, rate, cfg.lufs, cfg.ceiling_db)
         if short > 0.5: notes.append(Note(f'{short:.1f} dB below {cfg.lufs:g} LUFS: its peaks would exceed {cfg.ceiling_db:g} dBTP', 'held-back'))
     with ThreadPoolExecutor(1) as beside:        # both take a while, and neither needs the other
-        lufs = beside.submit(loudness, wav, rate)
+        measured = beside.submit(loudness, wav, rate)
         path = save_audio(path, wav, rate, cfg.bit_depth, dict(cfg.tags, comment=cfg.comment or comment), cfg.dither)
-    lufs = lufs.result()
+        notes += check_sound(wav, rate, loop, measured.result)
+    lufs = measured.result()
     return Exported(path, wav.shape[-1]/rate, rate, len(torch.atleast_2d(wav)), lufs if math.isfinite(lufs) else None, gain,
-                    (*notes, *check_sound(wav, rate, loop, lufs)))
+                    tuple(notes))

@@ -326,11 +326,13 @@ def test_long_stream(toy):
 
 def test_drift():
     steady = long()
-    assert not steady.drifts and steady.level_drift == 0 and abs(steady.level_trend) < 0.01 and 'no drift' in str(steady) and 'exact' in str(steady)
+    assert not steady.drifts and steady.level_drift[0] == 0 and abs(steady.level_trend) < 0.01 and 'no drift' in str(steady) and 'exact' in str(steady)
     fading = long(level=[-20 - i/60 for i in range(600)])                                   # a dB a minute
-    assert fading.drifts and fading.level_drift == pytest.approx(-9, abs=0.1) and fading.level_trend == pytest.approx(-1) and 'it drifts' in str(fading)
+    assert fading.drifts and fading.level_drift[0] == pytest.approx(-9, abs=0.1) and fading.level_trend == pytest.approx(-1) and 'it drifts' in str(fading)
+    wandering = long(level=[(-20, -45)[i // 60 % 2] + i % 3 for i in range(600)])               # by minutes, and the last one is 25 dB below the first
+    assert not wandering.drifts and wandering.level_drift[1] > 5
     noisy = long(flatness=[-30 + i/30 for i in range(600)])
-    assert noisy.drifts and noisy.level_drift == 0
+    assert noisy.drifts and noisy.level_drift[0] == 0
     assert '-5 too many or too few' in str(long(samples=28_799_995))
     assert long(level=[-20.0], flatness=[-3.0]).level_trend == 0
 
