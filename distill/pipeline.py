@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 import torch
+from torch.nn import functional as F
 from . import __version__
 from .audio import AudioError, explain_write_error, write_atomically
 from .export import ExportConfig, Exported, encode_sound, export_sound
@@ -369,6 +370,26 @@ def _crossfaded(loaded, cfg, request, seed, tell, should_stop, batch_size):
         chunks.append(decode_codes(loaded, _grid(loaded, codes), chunk))
     return crossfade_chunks(chunks, overlap, request.n_samples)
 
+# %% ../nbs/09_pipeline.ipynb #ef9a488e
+class _Limiter:
+    "Waveforms in, the same out so many samples later, turned down where it would be too loud"
+    def __init__(self, rate, ahead_s=0.005, back=60.0):    # Hz, seconds, dB a second
+        self.ahead, self.back = round(ahead_s * rate), back / rate
+        self.rest, self.gains = torch.zeros(0), torch.zeros(self.ahead)                       # samples still to come; of the last ones that went out, dB
+
+    def __call__(self, wav, last=False):  # (t,); with the last ones, all that is left comes -> (t,)
+        x = torch.cat([self.rest, wav.cpu()])
+        n = len(x) if last else max(0, len(x) - self.ahead)
+        needs = (PEAK / x.abs().clamp(min=PEAK)).log10() * 20
+        self.rest = x[n:]
+        if not n or not (needs.any() or self.gains.any()): return x[:n]
+        ahead = -F.max_pool1d(-F.pad(needs, (0, n + self.ahead - len(x)))[None], self.ahead + 1, 1)[0]
+        rise = self.back * torch.arange(1, n + 1).double()                                    # how far one is back by then
+        gains = torch.minimum((ahead - rise).cummin(0).values, self.gains[-1].double()).add(rise).clamp(max=0).float()
+        gains = torch.cat([self.gains, gains])
+        self.gains = gains[-self.ahead:]
+        return x[:n] * 10**(F.avg_pool1d(gains[None], self.ahead + 1, 1)[0] / 20)
+
 # %% ../nbs/09_pipeline.ipynb #47a94553
 class SoundStream:
     "Columns of codes in, sound out as soon as it is final"
@@ -377,26 +398,22 @@ class SoundStream:
         loaded: LoadedVQModel,
         n_samples: int = None,   # exact length of the whole; by default as long as the columns
     ):
-        self.loaded, self.n_samples, self.peak, self.columns = loaded, n_samples, PEAK, 0
+        self.loaded, self.n_samples, self.columns, self.limit = loaded, n_samples, 0, _Limiter(loaded.spectrogram_config.sample_rate)
         self.grid, self.stream = GridDecoder(loaded), WaveformStream(loaded.spectrogram)
         self.frames = None if n_samples is None else loaded.spectrogram.get_mel_shape(n_samples)[1]
-
-    def _turned_down(self, wav):
-        if len(wav): self.peak = max(self.peak, float(wav.abs().max()))
-        return wav.cpu() * (PEAK / self.peak)
 
     def push(self, columns):  # in time order (w, bands·q) -> mono waveform (t,), maybe empty
         "Take more columns, give the samples that are now final"
         self.columns += len(columns)
         mel = self.grid.push(_grid(self.loaded, columns))
-        return self._turned_down(self.stream.push(mel)) if mel.shape[-1] else torch.zeros(0)
+        return self.limit(self.stream.push(mel)) if mel.shape[-1] else torch.zeros(0)
 
     def finish(self):         # mono waveform (t,)
         "The rest"
         n, final = self.n_samples or self.columns * _column_samples(self.loaded), self.stream.frames.seen
         mel = self.grid.finish()[:, :None if self.frames is None else max(0, self.frames - final)]
         wav = torch.cat([self.stream.push(mel), self.stream.finish(n)])
-        return fade_out(self._turned_down(wav), round(FADE_S * self.loaded.spectrogram_config.sample_rate))
+        return fade_out(self.limit(wav, last=True), round(FADE_S * self.loaded.spectrogram_config.sample_rate))
 
 # %% ../nbs/09_pipeline.ipynb #e5b9fe38
 class _Heard:
