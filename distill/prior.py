@@ -330,11 +330,11 @@ def _count(self: CodePrior, sounds):  # `CodeExcerpt`s -> the prior itself
     self.seen.copy_(apart.flatten().bincount(minlength=self.seen.numel()).view_as(self.seen))
     return self
 
-def _note_lengths(self: CodePrior, columns, labels):  # of each sound: how many, its class -> the prior itself
+def _note_lengths(self: CodePrior, sounds):  # log-mels (m, f) and their classes -> the prior itself
     "Remember how long sounds are: all of them, and those of each class"
     self.lengths.zero_()
-    for n, label in zip(columns, labels):
-        for row in {0, label}: self.lengths[row, min(n, LONGEST) - 1] += 1
+    for mel, label in sounds:
+        for row in {0, label}: self.lengths[row, min(math.ceil(mel.shape[-1] / STRIDE), LONGEST) - 1] += 1
     return self
 
 def _surroundings(self: CodePrior, codes, known):  # (b, p, q) -> (b, p, f)
@@ -1021,6 +1021,4 @@ def train_prior(
         result = train(objective, batches, cfg, budget.after(spent() + aside), device,
                        part_of_progress(progress_callback, ENCODING_SHARE, 1), should_stop, checkpoints, on_event)
     if progress_callback: progress_callback(1.0, 'stage 2: measuring it on held-out sounds')
-    columns = [math.ceil(collection.mels[i].shape[-1] / STRIDE) for i in collection.split.train]
-    prior.count(learned).note_lengths(columns, [labels[i] for i in collection.split.train])
-    return prior, result, measure_bits(prior, learned, held_out)
+    return prior.count(learned).note_lengths([(collection.mels[i], labels[i]) for i in collection.split.train]), result, measure_bits(prior, learned, held_out)
