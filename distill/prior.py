@@ -6,10 +6,11 @@
 __all__ = ['AHEAD', 'SWIFT', 'LONGEST', 'LEAD', 'GAP', 'SECOND', 'GAP_WEIGHT', 'ENCODING_SHARE', 'MEASURING_SHARE', 'N_EXCERPTS',
            'flatten_codes', 'unflatten_codes', 'PriorConfig', 'get_adaptive_prior_config', 'Block', 'neighbours',
            'grid_context', 'look_ahead', 'next_given', 'surroundings', 'n_surroundings', 'PlaceEmbedding', 'LevelHead',
-           'Bridge', 'Guess', 'CodePrior', 'StepWeights', 'step_weights', 'Context', 'CodeExcerpt', 'encode_columns',
-           'extract_code_sequences', 'CodeBatch', 'pack_excerpts', 'stack_rows', 'random_gap', 'PackedExcerpts',
-           'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits', 'gap_examination', 'measure_bits',
-           'mean_of_all', 'NextCode', 'prior_training_config', 'prior_config_for', 'fit_guess', 'train_prior']
+           'Bridge', 'Guess', 'CodePrior', 'swift_here', 'StepWeights', 'step_weights', 'Context', 'CodeExcerpt',
+           'encode_columns', 'extract_code_sequences', 'CodeBatch', 'pack_excerpts', 'stack_rows', 'random_gap',
+           'PackedExcerpts', 'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits',
+           'gap_examination', 'measure_bits', 'mean_of_all', 'NextCode', 'prior_training_config', 'prior_config_for',
+           'fit_guess', 'train_prior']
 
 # %% ../nbs/06_prior.ipynb #f2320592
 import hashlib
@@ -405,6 +406,29 @@ def _perceptron(layers, norm):
     return (_reader(_exact(up.weight), _exact(up.bias), norm, _BETA),
             _writer(_exact(down.weight), _exact(down.bias), 0.5 / _BETA))
 
+# %% ../nbs/06_prior.ipynb #930ce301
+def swift_here(cfg: PriorConfig) -> bool:
+    "Is there a fast kernel for blocks of this width in eight bits?"
+    return torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512') and cfg.d_model % 32 == 0
+
+class _EightBits(NamedTuple):
+    "A linear layer whose weights are whole numbers; used as `_Dense` is"
+    weight: torch.Tensor   # from −127 to 127 (o, i)
+    scale: torch.Tensor    # what they are multiplied with (o,)
+    bias: np.ndarray       # (o,), or None
+    norm: bool
+
+    def __call__(self, x):  # (b, i) -> (b, o)
+        y = torch._weight_int8pack_mm(torch.from_numpy(x).bfloat16(), self.weight, self.scale).float().numpy()
+        if self.norm: y *= _inverse_deviation(x)
+        if self.bias is not None: y += self.bias
+        return y
+
+def _in_eight_bits(layer: _Dense) -> _EightBits:
+    weight = torch.from_numpy(layer.weight)
+    scale = (weight.abs().amax(1).clamp(min=1e-12) / 127 * (1 + 2**-8)).bfloat16()            # rounding must not make it too small
+    return _EightBits((weight / scale.float()[:, None]).round().to(torch.int8), scale, layer.bias, layer.norm)
+
 # %% ../nbs/06_prior.ipynb #16f27ddc
 class StepWeights:
     "A prior's weights as arrays, and what can be worked out beforehand"
@@ -414,6 +438,7 @@ class StepWeights:
         scale[:cfg.d_model] = (cfg.d_model // cfg.n_heads) ** -0.5                  # of attention: goes into the queries
         self.blocks = [(_reader(_exact(x.qkv.weight), None, x.norm1, scale), _writer(_exact(x.proj.weight)),
                         *_perceptron(x.mlp, x.norm2)) for x in prior.blocks]
+        self.swift = [tuple(map(_in_eight_bits, block)) for block in self.blocks] if swift_here(cfg) else self.blocks
         self.end = _reader(_exact(prior.end.weight), _exact(prior.end.bias), prior.norm)._replace(norm=False)
         self.around, self.tables = _writer(_exact(e.around.weight)), np.arange(cfg.n_quantizers) * cfg.codebook_size
         place = _exact(e.place.weight) + _exact(e.band.weight)[np.arange(len(e.place.weight)) % cfg.n_bands]
@@ -457,8 +482,10 @@ class Context:
         batch_size: int,
         labels=None,       # class of each row (b,), 0 where nobody said
         weights: StepWeights = None,   # of this prior, if they are at hand
+        swift: bool = False,           # to sample: weights of eight bits will do
     ):
         cfg, self.weights = prior.cfg, weights or step_weights(prior)
+        self.swift, self.blocks = swift, self.weights.swift if swift else self.weights.blocks
         places = cfg.max_columns * cfg.n_bands
         self.pairs = np.zeros((cfg.n_layers, 2, batch_size, cfg.n_heads, places, cfg.d_model // cfg.n_heads), np.float32)  # keys, values
         self.cfg, self.batch_size, self.asked = cfg, batch_size, False
@@ -502,11 +529,14 @@ def _embed(context, place):  # (b, d)
 # %% ../nbs/06_prior.ipynb #72ec2517
 def _next_place(context):
     "Run the transformer for the place that comes next"
-    cfg, w, place = context.cfg, context.weights, context.length // context.cfg.n_quantizers
+    cfg, place, threads = context.cfg, context.length // context.cfg.n_quantizers, torch.get_num_threads()
     x = _embed(context, place)
-    for pairs, (qkv, proj, up, down) in zip(context.pairs, w.blocks):
-        x += proj(_attend(pairs, place, qkv(x).reshape(len(x), 3, cfg.n_heads, -1)))
-        x += down(_gelu(up(x)))
+    if context.swift: torch.set_num_threads(1)                                      # of this thread's work: to wake another takes longer than such a product
+    try:
+        for pairs, (qkv, proj, up, down) in zip(context.pairs, context.blocks):
+            x += proj(_attend(pairs, place, qkv(x).reshape(len(x), 3, cfg.n_heads, -1)))
+            x += down(_gelu(up(x)))
+    finally: torch.set_num_threads(threads)
     _set_state(context, x)
 
 def _set_state(context, x):  # what the last block answers (b, d)
@@ -593,9 +623,10 @@ def _resume(
     onsets,             # which columns begin a sound, up to that of the next place (b, w); those that are missing do not
     labels=None,        # class of each row (b,)
     weights: StepWeights = None,   # of this prior, if they are at hand
+    swift: bool = False,           # to sample: weights of eight bits will do
 ):                      # a `Context`, and the logits of the next code (b, k)
     "Read what there is, to go on from there"
-    context, cfg, t = Context(self, len(codes), labels, weights), self.cfg, codes.shape[1]
+    context, cfg, t = Context(self, len(codes), labels, weights, swift), self.cfg, codes.shape[1]
     if t % cfg.n_quantizers or not 0 < t < cfg.max_length:
         raise ValueError(f'{t} codes: expected whole places of {cfg.n_quantizers}, fewer than {cfg.max_length}')
     flags = np.zeros((len(codes), t // cfg.column + 1), bool)

@@ -54,13 +54,13 @@ class _Past:
 
     def begin(self):  # logits of the first code (1, k), as all that follow an array
         "Nothing has sounded yet"
-        self.context = Context(self.prior, 1 if self.guidance == 1 else 2, self.labels, self.weights)
+        self.context = Context(self.prior, 1 if self.guidance == 1 else 2, self.labels, self.weights, swift=True)
         return self.guided(self.prior.step(None, self.context).numpy())
 
     def read(self, codes, first):  # columns (1, w·n); does the sound begin with them? -> logits of the next code (1, k)
         "This has sounded"
         codes = torch.from_numpy(self.both(codes))
-        self.context, logits = self.prior.resume(codes, torch.full((len(codes), 1), first), self.labels, self.weights)
+        self.context, logits = self.prior.resume(codes, torch.full((len(codes), 1), first), self.labels, self.weights, swift=True)
         return self.guided(logits.numpy())
 
     def feed(self, tokens):  # (1,) -> logits of the next code (1, k)

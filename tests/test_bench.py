@@ -266,7 +266,7 @@ def test_a_full_context_slides_and_an_end_empties_it(toy, monkeypatch):
     "Where the prior reads anew: after 12 columns of a sound, then after every 8, of which 4 were known"
     drawn, read = [], []
     resume = type(toy.prior).resume
-    monkeypatch.setattr(type(toy.prior), 'resume', lambda *args: read.append(len(drawn)) or resume(*args))
+    monkeypatch.setattr(type(toy.prior), 'resume', lambda *args, **how: read.append(len(drawn)) or resume(*args, **how))
     from distill.stream import sample_columns
     for column in itertools.islice(sample_columns(toy.prior, SamplingConfig(), [0]), 90): drawn.append(column)
     starts = [0, *(i + 1 for i, column in enumerate(drawn) if column.ended)]
