@@ -116,11 +116,11 @@ class GridView {
   constructor(name, label, about, on) {            // on: select(), hover(cell), listen()
     Object.assign(this, { name, label, about, on, columns: 0, cell: 0, overlay: 0.6, levels: [], cursor: [0, 0], anchor: [0, 0], even: false });
     this.height = RULER + BAND * about.bands;
-    this.picture = make('canvas'); this.marks = make('canvas', { class: 'de-marks' });
+    this.picture = make('canvas'); this.marks = make('canvas', { class: 'de-marks' }); this.head = make('div', { class: 'de-playhead', hidden: true });
     this.spectrum = make('canvas'); this.codesPicture = make('canvas'); this.changes = null;
     this.active = [0, 1].map(i => make('div', { role: 'gridcell', id: `de-${name}-${Math.random().toString(36).slice(2)}-${i}` }));
     this.row = make('div', { role: 'row', class: 'de-hidden' });
-    this.space = make('div', { class: 'de-space', style: `height:${this.height}px` }, this.row, make('div', { class: 'de-layers' }, this.picture, this.marks));
+    this.space = make('div', { class: 'de-space', style: `height:${this.height}px` }, this.row, make('div', { class: 'de-layers' }, this.picture, this.marks, this.head));
     this.scroll = make('div', { class: `de-scroll ${hook(`grid-${name}`)}`, tabindex: 0, role: 'grid', 'aria-label': label, 'aria-rowcount': about.bands,
       'aria-multiselectable': 'true', style: `height:${this.height + 12}px` }, this.space);
     const names = about.band_names.map((text, b) => button('band', text, `Select the band ${text}`, e => this.selectRows(b, e), { tabindex: -1 })).reverse();
@@ -193,7 +193,7 @@ class GridView {
     if (x < left) this.scroll.scrollLeft = x - this.cell; else if (x + this.cell > left + this.width) this.scroll.scrollLeft = x + 2 * this.cell - this.width;
   }
 
-  // drawing: the picture when sound or view change, the marks when selection, cursor or playhead do
+  // drawing: the picture when sound or view change, the marks when selection or cursor do
   draw() { this.frame ??= requestAnimationFrame(() => { this.frame = null; this.drawPicture(); this.drawMarks(); }); }
   mark() { this.scroll.dataset.selected = this.count(); this.markFrame ??= requestAnimationFrame(() => { this.markFrame = null; this.drawMarks(); }); }
   drawPicture() {
@@ -249,7 +249,12 @@ class GridView {
     g.lineWidth = 2; g.strokeStyle = ink; g.stroke(edges);
     const [c, b] = this.cursor, box = [x(c) + 1.5, this.top(b) + 1.5, this.cell - 3, BAND - 3];
     g.strokeStyle = paper; g.strokeRect(...box); g.setLineDash([3, 3]); g.strokeStyle = ink; g.strokeRect(...box); g.setLineDash([]);
-    if (this.playhead != null) { g.fillStyle = style.getPropertyValue('--de-head'); g.fillRect(x(this.playhead / this.about.column_s) - 1, 0, 2, this.height); }
+    this.moveHead();
+  }
+  moveHead() {                                     // moved sixty times a second while it plays: nothing may be drawn for that
+    const x = (this.playhead ?? -1) * this.cell / this.about.column_s - this.scroll.scrollLeft;
+    this.head.hidden = this.playhead == null || x < 0 || x > this.width;
+    this.head.style.transform = `translateX(${x - 1}px)`;
   }
 
   // selection
@@ -411,9 +416,9 @@ class Editor {
     this.start = Math.min(this.start ?? 0, length);
     const at = own ? Math.min(this.transport.time, length) : this.start;
     if (+this.place.max !== length) { this.place.max = length; this.bar.dataset.seconds = length; }
-    this.place.value = at;
     const text = `${at.toFixed(1)} s of ${length.toFixed(1)} s`;
-    if (this.clock.textContent !== text) { this.clock.textContent = text; this.place.setAttribute('aria-valuetext', text); }
+    if (!now) this.place.value = at;
+    if (this.clock.textContent !== text) { this.place.value = at; this.clock.textContent = text; this.place.setAttribute('aria-valuetext', text); }
   }
   checkbox(name, label, title, changed) {
     const box = make('input', { type: 'checkbox', on: { change: () => changed(box.checked) } });
@@ -558,11 +563,11 @@ class Editor {
       const now = this.transport.now;
       for (const v of Object.values(this.views)) {
         const at = now?.view === v.name ? this.transport.time : null;
-        if (v.playhead !== at) { v.playhead = at; v.mark(); }
+        if (v.playhead !== at) { v.playhead = at; v.moveHead(); }
         if (at != null && !v.fitted) v.reveal(Math.floor(at / this.about.column_s));
       }
       this.showPlace();
-      if (now) this.tick = requestAnimationFrame(step);
+      if (now) this.tick = requestAnimationFrame(() => { this.tick = requestAnimationFrame(step); });   // every second frame: the kernel may need the processor
     };
     step();
   }
