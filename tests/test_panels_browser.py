@@ -58,7 +58,7 @@ def server(folder):
 def opened(browser, server):
     "One panel in a page as wide as half a screen, for the tests that follow one another on it."
     with new_page(browser, viewport={'width': 700, 'height': 900}) as page:
-        page.goto(f'{server}/voila/render/panel.ipynb')
+        page.goto(f'{server}/voila/render/panel.ipynb', timeout=120_000)
         yield Panel(page).wait()
 
 
@@ -189,6 +189,31 @@ def test_keep_discard_undo(opened):
     opened.until('takes-status', 'Saved 1 of 1')
 
 
+def waits(page, script, arg=None, seconds=60): page.wait_for_function(script, arg=arg, timeout=1000*seconds)
+
+
+def more(opened, title, hook):
+    "Opens a part of the panel that is shut"
+    if not opened[hook].is_visible(): opened.page.locator('.distill-more').get_by_text(title).click()
+    opened[hook].wait_for(state='visible')
+
+
+def test_presets_of_ones_own(opened):
+    "Kept under a name, chosen from the list, forgotten"
+    more(opened, 'More controls', 'preset-name')
+    opened.slide('temperature', .7)
+    opened.type('preset-name', 'mine')
+    opened['preset-keep'].click()
+    opened.until('preset-said', 'Kept as mine')
+    opened['preset'].locator('select').select_option(index=0)
+    waits(opened.page, "document.querySelector('.distill-temperature .widget-readout').innerText=='1.00'")
+    opened.choose('preset', 'mine: saved by you')
+    waits(opened.page, "document.querySelector('.distill-temperature .widget-readout').innerText=='0.70'")
+    opened['preset-forget'].click()
+    opened.until('preset-said', 'mine is forgotten')
+    waits(opened.page, "![...document.querySelectorAll('.distill-preset option')].some(o => o.innerText.startsWith('mine'))")
+
+
 @pytest.mark.parametrize('suffix, rate, bits', [('wav', 96000, '32 bit float'), ('flac', 44100, '24 bit'),
                                                 ('ogg', 32000, None), ('mp3', 44100, None)])
 def test_save(opened, folder, suffix, rate, bits):
@@ -253,7 +278,7 @@ def test_it_looks_right(opened, folder):
 @pytest.fixture(scope='module')
 def trouble(browser, server):
     with new_page(browser, viewport={'width': 900, 'height': 900}) as page:
-        page.goto(f'{server}/voila/render/trouble.ipynb?theme=dark')
+        page.goto(f'{server}/voila/render/trouble.ipynb?theme=dark', timeout=120_000)
         Panel(page, '.mute').wait()
         yield page
 
