@@ -29,9 +29,10 @@ def end_odds(
     "By how much the age of a sound raises the odds that it ends"
     counts, ages = lengths.double().cpu(), torch.arange(1, len(lengths) + 1).double()
     if not counts.any(): return np.ones(len(counts))
-    far = (ages[:, None] / ages).log() / SPREAD
+    known = counts[:-1].nonzero().flatten()
+    far = (ages[:, None] / ages[known]).log() / SPREAD
     near = torch.where(far.abs() <= 2, torch.exp(-0.5 * far**2), 0.)
-    ending = (near / near.sum(0))[:, :-1] @ counts[:-1]
+    ending = (near / near.sum(0)) @ counts[known]
     alive = ending.flip(0).cumsum(0).flip(0) + counts[-1]
     odds = lambda p: p / (1 - p)
     hazard = torch.where(alive > 1e-9, ending / alive, 1.).clamp(1e-4, 0.9999)
