@@ -160,7 +160,7 @@ def loop_surprise(
     return bits[:, before * prior.cfg.column:].mean(1).cpu()
 
 # %% ../nbs/07a_stream.ipynb #29f3b31a
-SWELL = 0.4  # at the seam, at most, in parts of the most that a loop swells inside
+SWELL = 0.25  # at the seam, at most, in parts of the most that a loop swells inside
 
 def sample_loop(
     prior: CodePrior,
