@@ -81,13 +81,14 @@ class _Past:
 # %% ../nbs/07a_stream.ipynb #e9d0f4f4
 def _sample_row(prior, cfg, seed, label, prompt, guidance, weights):  # yields the codes of a column (n,), does a sound end with it
     sampler, past = Sampler(cfg, [seed], prior.cfg.n_quantizers, prior.cfg.codebook_size), _Past(prior, label, guidance, weights)
-    odds, age = end_odds(prior.lengths[0 if label is None else int(label)]), 0
+    lengths, age = prior.lengths[0 if label is None else int(label)], 0
+    odds = end_odds(lengths)
     if prompt is None: logits = past.begin()
     else:
         given = prompt.flatten()[None]
         sampler.feed(given)
         logits = past.read(given[:, -past.keep * past.n:].numpy(), len(prompt) <= past.keep)
-        if prior.lengths[0, len(prompt):].any(): age = len(prompt)       # if it is longer than anything known, it is not over
+        if lengths[len(prompt):].any(): age = len(prompt)       # if it is longer than anything known, it is not over
     while True:
         column = []
         for i in range(past.n):
