@@ -25,7 +25,7 @@ from .controls import Job, in_words
 from .pipeline import Clip, decode_to_mel, limit_peak
 from .rewrite import rewrite
 from .sampling import SamplingConfig, Stopped
-from .spectrogram import MelBands, _overlap_add, mel_to_magnitudes, peak_phase, phase_noise
+from .spectrogram import _overlap_add, mel_bands, mel_to_magnitudes, peak_phase, phase_noise
 from .vqvae import STRIDE
 
 # %% ../nbs/13a_editor.ipynb #961990ca
@@ -86,7 +86,7 @@ def mend_waveform(
 ):  # the new samples (n,), and where they go: a slice of `wav`
     "Make some frames of a waveform anew, in step with what is around them"
     s = _Stretch(spectrogram, wav, mel.shape[1], first, last)
-    hop, n_fft, bands = s.cfg.hop_length, s.cfg.n_fft, MelBands(spectrogram.mel.mel_scale.fb)
+    hop, n_fft, bands = s.cfg.hop_length, s.cfg.n_fft, mel_bands(s.cfg, mel.device)
     amps = mel[:, first:last].mT
     amps = torch.where(amps > s.cfg.log_floor + 1e-3, amps.exp(), 0.)
     mags, spectra, new = mel_to_magnitudes(amps, bands, s.cfg.inversion_steps), s.spectra(s.kept), s.new

@@ -252,7 +252,8 @@ def loop_swells(
     grids = torch.stack([_grid(loaded, row) for row in rows]).to(loaded.device)                                # (s, bands, 2·ahead, q)
     shape = tuple(grids.shape[1:3])
     mels = loaded.model.decode(loaded.model.codes_to_embeddings(grids.flatten(1, 2), shape), (shape[0] * STRIDE, shape[1] * STRIDE))[:, 0]
-    seam, near = _swell(mels)[:, ahead * STRIDE - 4:ahead * STRIDE + 4].amax(1), STRIDE // 4
+    middle, near = ahead * STRIDE, STRIDE // 4
+    seam = _swell(mels)[:, middle - near:middle + near].amax(1)
     most = torch.stack([inside[s * STRIDE + near:(s + n) * STRIDE - near - 1].amax() for s in starts])
     return (seam / most.clamp(min=1e-9)).cpu()
 
