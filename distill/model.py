@@ -216,7 +216,9 @@ def _config_of(path, part, cls, values):
 def _fill(network, tensors, part, path):
     "Load the weights of one part into its network"
     state = {name.removeprefix(f'{part}.'): x for name, x in tensors.items() if name.startswith(f'{part}.')}
-    try: network.load_state_dict(state)
+    try:
+        if lost := network.state_dict().keys() - state.keys(): raise RuntimeError(f'no {min(lost)}')  # torch forgives a batch norm its count
+        network.load_state_dict(state)
     except RuntimeError as e:
         raise _of_another_version(path, part, f'the weights of its {part} do not fit distill {__version__}') from e
     return network.eval()
