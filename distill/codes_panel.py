@@ -96,10 +96,10 @@ def _encode(self):
     loaded = self.workspace.loaded
     rate = loaded.spectrogram_config.sample_rate if loaded is not None else 0
     def work(should_stop):
-        name, wav = self.picker.sound(rate)
+        (name, wav), source = self.picker.sound(rate), self._source(rate)  # both now: another may be chosen meanwhile
         grid = encode(loaded, wav)
         if should_stop(): raise Stopped('stopped when it was encoded')
-        return loaded, grid, name, self._source(rate)
+        return loaded, grid, name, source
     self._start('Encoding…', work, lambda found: self.show_grid(*found))
 
 def _source(self, rate): # the line of Python for the script of the editor
@@ -128,9 +128,10 @@ def _show_grid(self, loaded, grid: CodeGrid, name: str, source: str='') -> str: 
 
 def _keep_sound(self):
     "What Keep the sound does: a card for the codes as they are now"
+    editor, name = self.editor, self.name.value or 'codes'
     def work(should_stop):
-        clip = self.editor.clip()
-        return clip, card_parts(clip), self.name.value or 'codes'
+        clip = editor.clip()
+        return clip, card_parts(clip), name
     def done(found):
         (clip, parts, name), self.made = found, self.made + 1
         title = f'{name}, version {self.made} · {clip.seconds:.4g} s'
