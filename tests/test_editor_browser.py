@@ -106,8 +106,24 @@ class Page:
         return found.inner_text()
 
     def edit(self, name):
-        self.page.locator(f'.distill-editor .distill-{name}:enabled').first.wait_for()    # Redo can be pressed a moment after an undo is heard
-        return self.page.evaluate(EDIT, name)
+        "Presses a button: milliseconds until the new sound is there. Its line, its words and what is selected come after it"
+        self.page.locator(f'.distill-editor .distill-{name}:enabled').first.wait_for()
+        had = self.at()
+        took = self.page.evaluate(EDIT, name)
+        self.settled(had)
+        return took
+
+    def strike(self, key):
+        "A key that changes the sound"
+        had = self.at()
+        self.press(key)
+        self.settled(had)
+
+    def at(self): return self.page.locator('.distill-editor').first.get_attribute('data-at')
+
+    def settled(self, had, seconds=60):
+        "Waits until there is another sound than that of `had`, and all is told of it"
+        self.page.wait_for_function("had => (o => o.dataset.at !== had && o.ariaBusy !== 'true')(document.querySelector('.distill-editor'))", arg=had, timeout=1000*seconds)
 
     def lines(self): return self['lines'].inner_text().splitlines()
 
@@ -233,15 +249,15 @@ KEYS = [('r', 'Randomised'), ('[', 'Shifted to the left'), (']', 'Shifted to the
 @pytest.mark.parametrize('key, words', KEYS)
 def test_shortcuts(opened, key, words):
     opened.drag((20, 1), (22, 5))
-    if key=='o': opened.press('r'); opened.said('Randomised')
-    opened.press(key)
+    if key=='o': opened.strike('r')
+    opened.strike(key)
     opened.said(words)
     opened['grid-own'].focus()
-    opened.press('Control+z')
+    opened.strike('Control+z')
     opened.said('Taken back')
-    opened.press('Control+y' if key!='r' else 'Control+Shift+z')
+    opened.strike('Control+y' if key!='r' else 'Control+Shift+z')
     opened.said('Done again')
-    opened.press('Control+z')
+    opened.strike('Control+z')
     opened.said('Taken back')
 
 
@@ -277,7 +293,7 @@ def test_copy_and_paste(opened):
     opened.press('Control+c')
     opened.said('Copied: 16 cells from 0.34 s')
     opened.drag((30, 3), (30, 3))
-    opened.press('Control+v')
+    opened.strike('Control+v')
     assert opened.said('Pasted') and 'to_s=5.12' in opened.lines()[-1]
     assert opened.selected()==16    # what was pasted
     opened.drag((1, 2), (4, 5), grid='other')
@@ -408,7 +424,7 @@ def test_lines_make_the_same_sound(opened, folder):
     exec(SETUP.replace("'tiny.distill'", repr(str(folder/'tiny.distill'))), names)
     names['original'], names['second'] = names['noise'](10), names['noise'](4)
     opened.drag((0, 0), (58, 7))
-    opened.press('r')
+    opened.strike('r')
     opened.said('Randomised')
     exec('\n'.join(opened.lines()), names)
     with opened.page.expect_download() as download: opened['download'].click()
