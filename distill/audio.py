@@ -10,7 +10,7 @@ __all__ = ['SAMPLE_RATE', 'AUDIO_EXTENSIONS', 'FOREIGN_EXTENSIONS', 'MIN_SECONDS
            'explain_write_error']
 
 # %% ../nbs/00_audio.ipynb #286a6dae
-import contextlib, errno, hashlib, io, math, os, re, secrets
+import contextlib, errno, hashlib, io, math, os, re, secrets, statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -455,6 +455,8 @@ class Collection:
     def skipped(self) -> tuple[FileReport, ...]: return tuple(r for r in self.reports if not r.used)
     @property
     def seconds(self) -> float: return sum(r.seconds for r in self.used)
+    @property
+    def median_seconds(self) -> float: return statistics.median([r.heard for r in self.used] or [math.inf]) # half of the files are shorter
     @property
     def fingerprint(self) -> str: # 16 hexadecimal digits; '' for an empty collection
         digests = sorted(r.digest for r in self.used)

@@ -686,12 +686,12 @@ def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writa
 
 def base_lines(about:dict, target:Path, default:Path) -> list[str]: # lines
     "How the training of a base model went, where it is, what to do with it"
-    l1, trained = about['held_out_log_mel_l1'][-1], clock(60*sum(about['minutes'])) # of two sittings
+    (*_, l1), trained = (None, *about['held_out_log_mel_l1']), clock(60*sum(about['minutes'])) # of two sittings
     there, megabytes = target.resolve() == default.resolve(), target.stat().st_size/1e6
     return [f"Files    {about['recordings']} recordings, {clock(about['seconds'])} of sound, "
             f"and {about['synthesised']} synthesised sounds",
             f'Likeness {l1:.3f} nats (about {decibels(l1):.1f} dB) away from recordings it was never shown; '
-            'lower is closer' if is_number(l1) else 'Likeness not measured: there was too little training',
+            'lower is closer' if is_number(l1) else 'Likeness not measured: there was little or no training',
             f"Model    {target} ({megabytes:.1f} MB), {sum(about['steps'])} steps, {trained} of training",
             f'Next     {"" if there else f"copy it to {default}: "}`distill fit` starts from it']
 
@@ -699,7 +699,7 @@ def base_lines(about:dict, target:Path, default:Path) -> list[str]: # lines
 BaseOut = option(Path, 'The base model to write; .safetensors is added when it has no ending.',
                  '--out', '-o', metavar='FILE')
 LongMinutes = option(Optional[float], 'How long it may take, in minutes; 60 when nothing is given.', callback=_positive)
-Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer.', min=1, max=100_000_000)
+Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer; 0 with --start: only the codebooks that it has not got yet.', min=0, max=100_000_000)
 BaseStart = option(Optional[Path], 'A base model to go on from: it has learned to see, and goes on with its codes.', '--start', metavar='FILE')
 BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
 
@@ -708,12 +708,13 @@ def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinut
              device:Device=None, as_json:AsJson=False):
     "Train a base model on recordings of all kinds, for other models to start from."
     from distill.base import base_path, load_base, pretrain, save_base
-    if minutes and steps: raise typer.BadParameter('give either --minutes or --steps.')
+    if minutes and steps is not None: raise typer.BadParameter('give either --minutes or --steps.')
+    if steps == 0 and not start: raise typer.BadParameter('--steps 0 needs --start FILE.')
     target, stop, before = base_target(out), Stopper(), start and load_base(start)
-    with watch(minutes=None if steps else minutes or 60.0) as (bar, seen), stop.listening():
+    with watch(minutes=minutes or 60.0 if steps is None else None) as (bar, seen), stop.listening():
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
         base = pretrain(folder, minutes or 60.0, steps, seed, start=before, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
-    if stop() and not is_number(base.about['held_out_log_mel_l1'][-1]):
+    if stop() and not is_number([None, *base.about['held_out_log_mel_l1']][-1]):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)
     save_base(base, target)

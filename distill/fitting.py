@@ -45,7 +45,7 @@ def stage_1_settings(
     seed: int = 0,
 ) -> StageOne:
     "How a collection will be learned"
-    cfg = get_adaptive_vqvae_config(len(collection.names), **(vqvae or {}))
+    cfg = get_adaptive_vqvae_config(len(collection.names), collection.files.median_seconds, **(vqvae or {}))
     base = None if from_scratch else fitting_base(cfg)
     if base: cfg = replace(cfg, **{**WARM_VQVAE, **(vqvae or {})})
     if not isinstance(training, TrainingConfig): training = TrainingConfig(**{**(WARM_TRAINING if base else {}), **(training or {})})

@@ -7,7 +7,7 @@ __all__ = ['EXAMPLE_FRAMES', 'TrainingConfig', 'Budget', 'learning_rate_at', 'pa
            'Objective', 'TrainingResult', 'pick_device', 'processes', 'AveragedWeights', 'CheckpointError',
            'Checkpoints', 'newest', 'LossWatch', 'BatchShare', 'own_share', 'fewest', 'together', 'train',
            'pick_example', 'redrawn', 'Reconstruction', 'excerpt', 'epoch_steps', 'train_vqvae', 'show_history',
-           'collection_health', 'show_health', 'Recipe', 'our_recipe', 'plain_recipe']
+           'collection_health', 'show_health', 'Recipe', 'plain_recipe']
 
 # %% ../nbs/05_training.ipynb #44ab7756
 import hashlib
@@ -725,7 +725,7 @@ def train_vqvae(
     on_event: Callable[[dict], None] = None,
 ):  # the model, in eval mode on the device, and a `TrainingResult`
     "Stage 1: learn codes for a collection"
-    device, vqvae_cfg = pick_device(device), vqvae_cfg or get_adaptive_vqvae_config(len(collection.names))
+    device, vqvae_cfg = pick_device(device), vqvae_cfg or get_adaptive_vqvae_config(len(collection.names), collection.files.median_seconds)
     budget = budget or Budget(minutes=3)
     if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, dataset=asdict(collection.cfg),
                                                  spectrogram=asdict(collection.spectrogram.cfg), vqvae=asdict(vqvae_cfg))
@@ -788,10 +788,6 @@ class Recipe(NamedTuple):
     dataset: DatasetConfig
     vqvae: VQVAEConfig
     training: TrainingConfig
-
-def our_recipe(n_files: int, seed: int = 0) -> Recipe:
-    "The defaults, for a collection of this size"
-    return Recipe(DatasetConfig(), get_adaptive_vqvae_config(n_files), TrainingConfig(seed=seed))
 
 def plain_recipe(n_files: int, seed: int = 0) -> Recipe:
     "The plain recipe, to measure against"

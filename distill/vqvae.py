@@ -72,11 +72,12 @@ class VQVAEConfig:
 # %% ../nbs/04_vqvae.ipynb #dd35f3d9
 def get_adaptive_vqvae_config(
     n_files: int,  # usable files in the collection
+    seconds: float = math.inf,  # how long they are: the median
     **overrides,   # any field of `VQVAEConfig`
 ) -> VQVAEConfig:
-    "A codebook that suits the size of the collection"
+    "Codebooks that suit the collection"
     if n_files < 1: raise ValueError(f'n_files={n_files}: expected at least 1')
-    tier = pick_tier(n_files)
+    tier = pick_tier(n_files, seconds)
     return VQVAEConfig(**{'codebook_size': tier.codebook_size, 'n_quantizers': tier.n_quantizers, **overrides})
 
 # %% ../nbs/04_vqvae.ipynb #a0f2c1ae

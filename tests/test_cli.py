@@ -213,6 +213,10 @@ def test_pretrain(w, tmp_path, small_base):
     for words in 'Files    6 recordings', 'synthesised', 'nats', f"{sum(about['steps'])} steps", 'Next     copy it to', 'distill fit':
         assert words in done.stdout
     assert report('pretrain', w.sounds, '-o', tmp_path/'b', '--steps', 1, '--device', 'cpu')['model'].endswith('b.safetensors')
+    done = run('pretrain', w.sounds, '-o', tmp_path/'same', '--start', tmp_path/'base.safetensors', '--steps', 0, '--device', 'cpu')
+    assert done.exit_code==0 and 'Likeness not measured' in done.stdout and ' 0 steps' in done.stdout
+    before, after = (load_base(tmp_path/f'{name}.safetensors').tensors for name in ('base', 'same'))
+    assert before.keys()==after.keys() and all((after[name]==x).all() for name, x in before.items())    # nothing was missing
 
 
 @pytest.mark.parametrize('l1, kept', [(0.5, True), (float('inf'), False)], ids=['late', 'early'])

@@ -14,7 +14,7 @@ from distill.dataset import (DatasetConfig, MelWindows, change_mel, examine_fold
                              mix_mels, near_duplicates, pick_tier, random_change, take_print)
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
 from distill.synthesis import synthesise, write_collection
-from distill.vqvae import get_adaptive_vqvae_config
+from distill.vqvae import ConvVQVAE, get_adaptive_vqvae_config
 
 SPECTROGRAM, FLOOR = AudioSpectrogram(), SpectrogramConfig().log_floor
 GRID = dict(max_examples=40, deadline=None)
@@ -259,10 +259,24 @@ def test_two_versions_of_one_sound_are_not_enough(tmp_path):
 
 # the doctor
 
+@pytest.mark.parametrize('seconds', [.3, 1.5, 1.6, 60])
 @pytest.mark.parametrize('n', [1, 20, 21, 100, 101, 500])
-def test_tier_is_what_the_model_gets(n):
-    ours, theirs = pick_tier(n), get_adaptive_vqvae_config(n)
+def test_tier_is_what_the_model_gets(n, seconds):
+    ours, theirs = pick_tier(n, seconds), get_adaptive_vqvae_config(n, seconds)
     assert (ours.codebook_size, ours.n_quantizers)==(theirs.codebook_size, theirs.n_quantizers)
+
+
+@pytest.mark.parametrize('lengths, levels', [((.4, .5, .6, 8), 6), ((.4, 2, 2, 8), 4)], ids=['one-shots', 'longer'])
+def test_one_shots_get_more_levels(tmp_path, lengths, levels):
+    "The median decides, in the doctor's words as in the model; who asks for a number of levels gets it."
+    from distill.fitting import stage_1_settings
+    for i, seconds in enumerate(lengths): save_audio(tmp_path/f'{i}.wav', .1*torch.randn(round(seconds*48_000), generator=torch.Generator().manual_seed(i)), 48_000)
+    collection = load_collection(tmp_path)
+    assert examine_folder(tmp_path).tier.n_quantizers==stage_1_settings(collection).cfg.n_quantizers==levels
+    assert stage_1_settings(collection, dict(n_quantizers=3)).cfg.n_quantizers==3
+    for start in stage_1_settings(collection), stage_1_settings(collection, dict(n_quantizers=3)):
+        start.start(model := ConvVQVAE(start.cfg))
+        assert (model.quantizer.codebooks==start.base.tensors['codebooks.64'][:start.cfg.n_quantizers].float()).all()
 
 
 def test_verdicts(tmp_path):
