@@ -372,6 +372,7 @@ def test_lab(browser, folder):
         for theme in ('Light', 'Dark'):
             themed(page, theme)
             page.wait_for_function("scheme => document.querySelector('.distill-editor').style.colorScheme==scheme", arg=theme.lower())
+            codes['encode'].scroll_into_view_if_needed()
             page.screenshot(path=folder/f'codes_lab_{theme.lower()}.png')
             library['delete'].scroll_into_view_if_needed()
             page.screenshot(path=folder/f'library_lab_{theme.lower()}.png')
