@@ -79,6 +79,12 @@ class CodesPanel(_CodesView):
         return self.job.wait(timeout)
 
 # %% ../nbs/13d_codes_panel.ipynb #5b28b2bb
+def _editor_of(loaded, grid, name, source, should_stop): # it decodes the grid: of half a minute, for some seconds
+    editor = CodeEditor(loaded, grid, title=name, source=source)
+    if not should_stop(): return editor
+    editor.close()
+    raise Stopped('stopped when it was decoded')
+
 def _start(self, text, work, done):
     "Do something beside the kernel; `done` is called with what came out, and gives the words for it"
     def finish(result, error):
@@ -99,8 +105,8 @@ def _encode(self):
         (name, wav), source = self.picker.sound(rate), self._source(rate)  # both now: another may be chosen meanwhile
         grid = encode(loaded, wav)
         if should_stop(): raise Stopped('stopped when it was encoded')
-        return loaded, grid, name, source
-    self._start('Encoding…', work, lambda found: self.show_grid(*found))
+        return _editor_of(loaded, grid, name, source, should_stop)
+    self._start('Encoding…', work, self.show_editor)
 
 def _source(self, rate): # the line of Python for the script of the editor
     path = self.picker.path.value.strip()
@@ -113,16 +119,16 @@ def _open_codes(self):
         if not path: raise ValueError('give the path of an .npz file first')
         grid = CodeGrid.load(path)
         check_codes(loaded, grid)
-        return loaded, grid, Path(path).stem, f'original = CodeGrid.load({path!r})'
-    self._start('Opening…', work, lambda found: self.show_grid(*found))
+        return _editor_of(loaded, grid, Path(path).stem, f'original = CodeGrid.load({path!r})', should_stop)
+    self._start('Opening…', work, self.show_editor)
 
 CodesPanel._start, CodesPanel.encode, CodesPanel._source, CodesPanel.open_codes = _start, _encode, _source, _open_codes
 
 # %% ../nbs/13d_codes_panel.ipynb #8c75a135
-def _show_grid(self, loaded, grid: CodeGrid, name: str, source: str='') -> str: # words about it
-    "Open a grid in the editor"
-    before, self.editor = self.editor, CodeEditor(loaded, grid, title=name, source=source)
-    self.box.children, self.name.value, self.after.layout.display = [self.editor], name, None
+def _show_editor(self, editor: CodeEditor) -> str: # words about it
+    "Open another grid"
+    before, self.editor, grid, name = self.editor, editor, editor.grid, editor.about['title']
+    self.box.children, self.name.value, self.after.layout.display = [editor], name, None
     if before is not None: before.stop(); before.close()
     return f'{name}: {grid.seconds:.4g} s, {grid.bands} bands × {grid.columns} columns × {grid.levels} levels of codes'
 
@@ -131,7 +137,9 @@ def _keep_sound(self):
     editor, name = self.editor, self.name.value or 'codes'
     def work(should_stop):
         clip = editor.clip()
-        return clip, card_parts(clip), name
+        parts = card_parts(clip)
+        if should_stop(): raise Stopped('stopped when there was a sound of it')
+        return clip, parts, name
     def done(found):
         (clip, parts, name), self.made = found, self.made + 1
         title = f'{name}, version {self.made} · {clip.seconds:.4g} s'
@@ -160,4 +168,4 @@ def _save_codes(self) -> Path | None: # where they are; None if that went wrong,
     show_words(self.status, f'Saved as {path}')
     return path
 
-CodesPanel.show_grid, CodesPanel.keep_sound, CodesPanel.save_codes, CodesPanel._discard = _show_grid, _keep_sound, _save_codes, _discard_sound
+CodesPanel.show_editor, CodesPanel.keep_sound, CodesPanel.save_codes, CodesPanel._discard = _show_editor, _keep_sound, _save_codes, _discard_sound

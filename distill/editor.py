@@ -9,6 +9,7 @@ __all__ = ['OPERATIONS', 'mend_waveform', 'Patch', 'Change', 'changed_spans', 'I
 # %% ../nbs/13a_editor.ipynb #d9bd808e
 import math, random, threading, time
 from collections import deque
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
@@ -679,7 +680,7 @@ def _go(self, line, copies, selection, operation, should_stop):
     "Run a line, decode what it changed, and show it"
     now = self.history.now
     def tell(fraction, text):
-        if fraction >= self.progress + 0.02: self.put(progress=fraction)
+        if fraction >= self.progress + 0.02 and not should_stop(): self.put(progress=fraction)
     watched = partial(rewrite, progress_callback=tell, should_stop=should_stop)
     names = dict(loaded=self.loaded, rewrite=watched, original=self.history.first.grid, grid=now.grid, other=now.other, encode=encode, load_audio=load_audio,
                  SamplingConfig=SamplingConfig, **{name: getattr(at, side) for name, (at, side) in copies.items()})
@@ -688,8 +689,8 @@ def _go(self, line, copies, selection, operation, should_stop):
     version = Version(names['grid'], names['other'], line, now, copies, selection=selection)
     version.made = self._selected_after(operation, selection, version)
     with self._lock:
+        self._commit(version, should_stop)
         self._used.update(copies)
-        self._commit(version)
         if version.made is not None: self.put(selection=dict(self.selection, boxes=version.made))
     return f"{operation.done}: {_place(now.grid, selection['boxes'], selection['levels'])}"
 
@@ -714,28 +715,37 @@ def _selected_after(self, operation, selection, version): # boxes, or None if th
     if not boxes or not moved: return None
     return [[min(b[0] for b in boxes), max(b[1] for b in boxes) + moved, 0, version.grid.bands]]
 
-def _commit(self, version):
+def _decoded(self, side, grid, should_stop): # a decoder of it, and a `Change` where there was one; what is given up leaves the one before as it is
+    decoder, found = copy(self.decoders.get(side)), []
+    def work(): found.extend([decoder, decoder.update(grid)] if decoder else [IncrementalDecoder(self.loaded, grid), None])
+    _unless_stopped(work, should_stop)
+    return found
+
+def _commit(self, version, should_stop):
     "Decode a new version, show it and remember it"
-    version.own, changes = self.decoders['own'].update(version.grid), {}
+    other = None
+    if version.other is not None and version.parent.other is None: other, _ = self._decoded('other', version.other, should_stop)
+    self.decoders['own'], version.own = self._decoded('own', version.grid, should_stop)
+    changes = {}
     if version.own.wav or version.own.mel or version.grid != version.parent.grid: changes['own'] = version.own
     if version.other is not None and version.parent.other is not None and version.other != version.parent.other:
-        if changes: self._send_changes(changes)             # to be heard while the other one is decoded
-        changes = {}
-        version.second = changes['other'] = self.decoders['other'].update(version.other)
+        if sent := bool(changes): self._send_changes(changes)    # to be heard while the other one is decoded: there is no way back then
+        self.decoders['other'], version.second = self._decoded('other', version.other, lambda: should_stop() and not sent)
+        changes = {'other': version.second}
     self.history.add(version)
-    self._show(changes)
+    self._show(changes, other)
 
-def _show(self, changes):
+def _show(self, changes, second=None):                      # second: a decoder of the other sound, where there was none
     opened = self.history.now.other
     if (opened is None) == ('other' in self.decoders) or opened is not None and self.decoders['other'].grid != opened:
         self.decoders.pop('other', None)
-        if opened is not None: self.decoders['other'] = IncrementalDecoder(self.loaded, opened)
+        if opened is not None: self.decoders['other'] = second or IncrementalDecoder(self.loaded, opened)
         self._at += 1
         self._send_all()
     else: self._send_changes(changes)
     self._tell()
 
-CodeEditor._selected_after, CodeEditor._commit, CodeEditor._show = _selected_after, _commit, _show
+CodeEditor._selected_after, CodeEditor._decoded, CodeEditor._commit, CodeEditor._show = _selected_after, _decoded, _commit, _show
 
 # %% ../nbs/13a_editor.ipynb #e7d27dc4
 def _step(self, name):  # 'undo' or 'redo'

@@ -64,7 +64,7 @@ class _LibraryView(widgets.VBox):
         self.title, self.status = widgets.HTML().add_class('distill-title'), widgets.HTML().add_class('distill-status')
         self.search = control(widgets.Text, 'library-search', 'Find', 'Words of the name, the source, a kind of sound or the path', placeholder='words')
         self.refresh = button('library-refresh', 'Refresh', 'refresh', 'Look again: other programs may have added models')
-        self.list = widgets.Select(rows=8, layout=dict(width='100%')).add_class('distill-library-list')
+        self.list = widgets.Select(rows=8, layout=dict(width='auto')).add_class('distill-library-list')
         self.details = widgets.HTML().add_class('distill-library-details')
         self.load_button = button('load', 'Load', 'check', 'Use this model in all panels here', button_style='primary')
         self.name = widgets.Text(tooltip='Its new name', continuous_update=False).add_class('distill-library-name')

@@ -11,11 +11,16 @@ ROOT = Path(__file__).resolve().parent.parent
 HARMLESS = []    # complaints that mean nothing, as (part of) their text with a reason: there are none so far
 
 
-def write_notebook(path, source):
-    "A notebook of one cell."
+def write_notebook(path, *sources):
+    "A notebook, mostly of one cell."
     kernel = {'name': 'python3', 'display_name': 'python3', 'language': 'python'}
-    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata={'kernelspec': kernel}), path)
+    nbformat.write(new_notebook(cells=[new_code_cell(o) for o in sources], metadata={'kernelspec': kernel}), path)
     return path
+
+
+def at_once():
+    "Milliseconds in which Stop has to take effect: half a second, and more where others share the cores."
+    return 500 * max(1.0, os.getloadavg()[0] / os.cpu_count() if hasattr(os, 'getloadavg') else 1.0)
 
 
 def free_port():
@@ -78,6 +83,27 @@ def run_in_lab(page, address, token, name):
     page.evaluate(RUN_ALL)
 
 
+RUN_CELL = '''async n => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = n;
+  await window.jupyterapp.commands.execute('notebook:run-cell'); }'''
+# a second cell of a notebook: it counts how often it answered
+ANSWER = "answers = globals().get('answers', 0) + 1; print('answer', answers, 'while it works' if {job}.running else 'at rest')"
+
+
+def answers_in_lab(page, n, how):
+    "Runs the second cell of a notebook in JupyterLab, while a panel works or is at rest, and waits for its n-th answer."
+    page.evaluate(RUN_CELL, 1)
+    page.locator('.jp-Cell').nth(1).locator('.jp-OutputArea-output', has_text=f'answer {n} {how}').wait_for(timeout=60_000)
+
+
+THEME = """async name => { await window.jupyterapp.commands.execute('apputils:change-theme', {theme: `JupyterLab ${name}`}) }"""
+
+def themed(page, name):
+    "JupyterLab in its light or dark theme: 'Light', 'Dark'."
+    page.evaluate(THEME, name)
+    page.wait_for_function("light => document.body.dataset.jpThemeLight==light", arg=str(name=='Light').lower())
+    page.wait_for_timeout(300)    # it fades
+
+
 @contextmanager
 def new_page(browser, **settings):
     "A page, and at the end the assertion that nothing was complained about in its console."
@@ -90,6 +116,12 @@ def new_page(browser, **settings):
     page.close()
     complaints = [o for o in complaints if not any(h in o for h in HARMLESS)]
     if complaints: raise AssertionError('in the console of the browser:\n' + '\n'.join(complaints))
+
+
+STOPPING = '''([button, status]) => { const el = document.querySelector(status); window.stopped = window.clicked = 0;
+    document.querySelector(button).addEventListener('click', () => window.clicked = performance.now(), {capture: true, once: true});
+    new MutationObserver((_, o) => { if (window.clicked && el.innerText.trim().startsWith('Stopped')) { window.stopped = performance.now(); o.disconnect(); } })
+        .observe(el, {subtree: true, childList: true, characterData: true}) }'''
 
 
 class Panel:
@@ -124,6 +156,19 @@ class Panel:
         found = self.page.locator(f'{self.within} .distill-{hook}', has_text=text).first
         found.wait_for(timeout=1000*seconds)
         return found.inner_text()
+
+    def upload(self, hook, path):
+        "Gives a file to an upload button, as somebody does who clicks it."
+        with self.page.expect_file_chooser() as chooser: self[hook].click()
+        chooser.value.set_files(path)
+
+    def stop(self, hook='stop', status='status'):
+        "Presses Stop, and waits until it says that it has stopped: how many milliseconds after the click, in the page."
+        at = lambda o: f'{self.within} .distill-{o}'
+        self.page.evaluate(STOPPING, [at(hook), at(status)])
+        self[hook].click()
+        self.page.wait_for_function('window.stopped', timeout=60_000)
+        return self.page.evaluate('window.stopped - window.clicked')
 
     def audio_seconds(self):
         "How long the browser takes the sound in the player to be; waits until it knows."

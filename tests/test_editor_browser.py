@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
 
-from browser import lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
+from browser import Panel, at_once, lab, new_page, run_in_lab, themed, voila, write_notebook    # noqa: E402
 
 SETUP = '''import time, torch
 from distill.codes import CodeGrid, encode
@@ -18,8 +18,16 @@ def noise(seconds): return CodeGrid(torch.randint(0, 32, (8, -(-seconds * 48_000
 '''
 EDITOR = SETUP + '''CodeEditor(loaded, noise(10), noise(4), title='my <b>sound</b>', source='# original, second: noise')'''
 LONG = SETUP + '''CodeEditor(loaded, noise(30), title='thirty seconds')'''
-# an operation that takes a while and asks nobody whether to stop
+# a rewrite that takes seconds, and two operations that ask nobody whether to stop: opening, and decoding, for as long as there is a file `hold`
 SLOW = SETUP + '''import distill.editor as module
+from pathlib import Path
+embed, update = loaded.prior.embed, module.IncrementalDecoder.update
+loaded.prior.embed = lambda *args: (time.sleep(.05), embed(*args))[1]
+def held(decoder, grid):
+    change = update(decoder, grid)
+    while Path('hold').exists(): time.sleep(.02)
+    return change
+module.IncrementalDecoder.update = held
 module.encode = lambda *args: (time.sleep(3), noise(2))[1]
 module.load_audio = lambda path, rate: type('Sound', (), dict(wav=torch.zeros(9)))
 CodeEditor(loaded, noise(3), title='slow')'''
@@ -457,25 +465,54 @@ def test_second_sound_and_errors(opened, folder):
     opened.page.screenshot(path=folder/'light.png', full_page=True)
 
 
-def test_stop_and_a_free_kernel(browser, server):
-    "Stop takes effect within half a second, also where the work does not ask; what was there stays."
+@pytest.fixture(scope='module')
+def slow(browser, server):
     with new_page(browser, viewport={'width': 900, 'height': 900}) as page:
         visit(page, f'{server}/voila/render/slow.ipynb')
-        editor = Page(page).ready()
-        assert editor['grid-other'].is_hidden()    # there is no second sound yet
-        lines = editor.lines()
-        editor['path'].fill('kick.wav')
-        editor['open'].click()
-        page.wait_for_function("!document.querySelector('.distill-stop').disabled")
-        assert page.locator('.distill-editor').get_attribute('aria-busy')=='true'
-        page.evaluate("""() => { const el = document.querySelector('.distill-status'); new MutationObserver(() => { window.said ??= performance.now(); }).observe(el, {childList: true, subtree: true, characterData: true});
-            document.querySelector('.distill-stop').addEventListener('click', () => { window.clicked = performance.now(); }, true); }""")
-        editor['stop'].click()
-        editor.said('Stopped')
-        assert page.evaluate('window.said - window.clicked') < 500
-        assert editor.lines()==lines
-        editor.edit('randomise')    # and it goes on
-        editor.said('Randomised')
+        yield Page(page).ready()
+
+
+def stops(editor):
+    "Stop takes effect within half a second; what was there stays, and it goes on."
+    page, lines, at = editor.page, editor.lines(), editor.at()
+    page.locator('.distill-editor .distill-stop:enabled').wait_for()
+    assert page.locator('.distill-editor').get_attribute('aria-busy')=='true'
+    assert Panel(page, '.distill-editor').stop() < at_once()
+    page.locator('.distill-editor[aria-busy="false"]').wait_for()
+    assert (editor.lines(), editor.at(), editor['progress'].evaluate('o => o.value'))==(lines, at, 0)
+    editor.edit('randomise')
+    editor.said('Randomised')
+    editor.edit('undo')
+    editor.said('Taken back')
+    assert editor.lines()==lines
+
+
+def test_stop_of_what_does_not_ask(slow):
+    assert slow['grid-other'].is_hidden()    # there is no second sound yet
+    slow['path'].fill('kick.wav')
+    slow['open'].click()
+    stops(slow)
+    assert slow['grid-other'].is_hidden()
+
+
+def test_stop_of_a_rewrite(slow):
+    slow['rewrite'].click()
+    stops(slow)
+
+
+def test_stop_of_decoding(slow, folder):
+    "What is decoded after Stop is thrown away"
+    lines = len(slow.lines())
+    (folder/'hold').touch()
+    slow['reverse'].click()
+    slow.page.wait_for_timeout(100)
+    try: assert Panel(slow.page, '.distill-editor').stop() < at_once()
+    finally: (folder/'hold').unlink()
+    slow.edit('reverse')
+    slow.said('Reversed')
+    slow.edit('undo')
+    slow.said('Taken back')
+    assert len(slow.lines())==lines
 
 
 def test_dark(browser, server, folder):
@@ -527,10 +564,8 @@ def test_lab(browser, folder):
         editor.said('Taken back')
         assert page.locator('.jp-Cell').count()==cells
         for theme in ('Light', 'Dark'):
-            page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f'JupyterLab {theme}')
-            page.wait_for_function("light => document.body.dataset.jpThemeLight==light", arg=str(theme=='Light').lower())
+            themed(page, theme)
             page.wait_for_function("scheme => document.querySelector('.distill-editor').style.colorScheme==scheme", arg=theme.lower())
-            time.sleep(.3)    # it fades
             page.screenshot(path=folder/f'lab_{theme.lower()}.png')
 
 

@@ -1,11 +1,12 @@
 "The panels as people meet them: in a real Chromium, through Voila and once in JupyterLab, with real mouse and keyboard."
-import json, time
+import json
 
 import pytest
+import torch
 
 pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
 
-from browser import Panel, lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
+from browser import ANSWER, Panel, answers_in_lab, at_once, lab, new_page, run_in_lab, themed, voila, write_notebook    # noqa: E402
 
 PANEL = '''from distill.model import load_model
 from distill.generate_panel import GeneratePanel
@@ -34,7 +35,8 @@ LISTEN = '''hook => { const el = document.querySelector(hook); window.said = [];
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    "A small model that has learned some synthesised sound, and notebooks with panels for it."
+    "A small model that has learned some synthesised sound, a sound to go on from, and notebooks with panels."
+    from distill.export import save_audio
     from distill.fitting import fit_model
     from distill.synthesis import write_collection
     folder = tmp_path_factory.mktemp('panels')
@@ -43,8 +45,10 @@ def folder(tmp_path_factory):
                        vqvae=dict(codebook_size=32, channels=(8, 16, 32, 64)), prior=dict(d_model=64, n_heads=2, n_layers=2))
     loaded.metadata['name'] = 'my <b>sounds</b>'
     loaded.save(folder/'tiny.distill')
+    save_audio(folder/'hum <b>.wav', .3*torch.sin(torch.arange(48_000)/20), 48_000)
     (folder/'takes').mkdir()
     write_notebook(folder/'panel.ipynb', PANEL)
+    write_notebook(folder/'lab.ipynb', PANEL.replace('GeneratePanel(', 'panel = GeneratePanel(') + '\npanel', ANSWER.format(job='panel.job'))
     write_notebook(folder/'trouble.ipynb', TROUBLE)
     return folder
 
@@ -256,6 +260,104 @@ def test_save_as_it_should_sound(opened, folder):
     opened.slide('width', 0)
 
 
+def made(opened, more=1):
+    "Presses Generate, and waits until there are so many takes more: the words about the newest."
+    newest = '() => +(document.querySelector(".distill-take .distill-card-title")?.innerText.split(" ")[1] ?? 0)'
+    want = opened.page.evaluate(newest) + more
+    opened['go'].click()
+    try: opened.page.wait_for_function(f'want => ({newest})() === want', arg=want, timeout=60_000)
+    except Exception: raise AssertionError(f'no take {want}: {opened["status"].inner_text()}') from None
+    return opened['card-title'].inner_text()
+
+
+def saved(opened, folder, name):
+    "Saves the newest take: its settings"
+    opened.type('name', name)
+    opened['save'].click()
+    path = folder/'takes'/f"{name}.{opened['format'].locator('select').input_value()}"
+    opened.until('saved', f'Saved as {path}')
+    return json.loads(path.with_name(f'{path.name}.json').read_text(encoding='utf-8'))
+
+
+def test_takes_at_once(opened):
+    opened.slide('duration', 1)
+    opened.type('count', 3)
+    opened['fresh'].locator('input').check()
+    made(opened, 3)
+    assert opened.until('status', 'Done').startswith('Done: 3 takes, seed ')
+    titles = opened.page.locator('.distill-take .distill-card-title').all_inner_texts()[:3]
+    assert all(' · 1 s · seed ' in o for o in titles) and len({o.split('seed ')[1].split(' ')[0] for o in titles})==3
+    opened.type('count', 1)
+
+
+def test_guidance(opened, folder):
+    "It is for a kind of sound; without one, it is off."
+    more(opened, 'More controls', 'guidance')
+    disabled = "want => document.querySelector('.distill-guidance .ui-slider, .distill-guidance .noUi-target').hasAttribute('disabled')===want"
+    opened.choose('label', 'any')
+    waits(opened.page, disabled, True)
+    opened.choose('label', 'bells')
+    waits(opened.page, disabled, False)
+    opened.slide('guidance', 3)
+    assert '· bells' in made(opened)
+    more(opened, 'Where takes are saved', 'folder')
+    about = saved(opened, folder, 'guided')
+    assert (about['guidance'], about['label'])==(3, 'bells')
+    opened.choose('label', 'any')
+
+
+def test_go_on_from_a_file(opened, folder):
+    "By its path, some of it; what is no sound is told in words."
+    opened.choose('prompt', 'a file…')
+    opened['prompt-path'].wait_for(state='visible')
+    opened['go'].click()
+    opened.until('status', 'Choose a sound first')
+    opened.type('prompt-path', folder/'gone <b>.wav')
+    opened['go'].click()
+    assert 'gone <b>.wav' in opened.until('status', 'gone')
+    opened.type('prompt-path', folder/'hum <b>.wav')
+    opened.slide('prompt-seconds', .1)
+    opened['go'].click()
+    opened.until('status', 'one column of codes: give more of it')
+    opened.slide('prompt-seconds', .4)
+    opened.slide('duration', 2)
+    assert '· goes on' in made(opened) and opened.audio_seconds()==pytest.approx(2, abs=.01)
+    about = saved(opened, folder, 'goes on')
+    assert about['prompt_s']==.4 and about['prompt_samples'] > .4*48_000
+
+
+def test_go_on_from_an_upload(opened, folder):
+    "All of it; a take made so gets everything back by Settings."
+    opened.upload('prompt-upload', folder/'hum <b>.wav')
+    chosen = "want => document.querySelector('.distill-prompt select').selectedOptions[0].innerText.replaceAll('\u00a0', ' ')===want"
+    waits(opened.page, chosen, 'hum <b>.wav (uploaded)')
+    assert opened['prompt-path'].is_hidden()
+    opened.slide('prompt-seconds', 0)
+    opened.slide('duration', 1.5)
+    title = made(opened)
+    assert '· 1.5 s' in title and '· goes on' in title
+    opened.choose('prompt', 'nothing')
+    opened['restore'].click()
+    waits(opened.page, chosen, 'hum <b>.wav (uploaded)')
+    opened.choose('prompt', 'nothing')
+    opened.slide('duration', 1)
+    assert 'goes on' not in made(opened)
+
+
+def test_not_heard_while_it_is_made(opened):
+    "With `play while it is made` switched off, the page is quiet; the take is there all the same."
+    watch = """() => { const el = document.querySelector('.distill-live'); window.states = [];
+        new MutationObserver(() => el.dataset.state=='playing' && window.states.push(el.dataset.at)).observe(el, {attributes: true}) }"""
+    opened.page.evaluate(watch)
+    made(opened)
+    waits(opened.page, "window.states.length && document.querySelector('.distill-live').hidden")
+    opened['listen'].locator('input').uncheck()
+    opened.page.evaluate('window.states.length = 0')
+    made(opened)
+    assert opened.page.evaluate('window.states')==[] and opened['live'].is_hidden() and opened.audio_seconds()==pytest.approx(1, abs=.01)
+    opened['listen'].locator('input').check()
+
+
 def test_save_in_vain(opened, folder):
     opened.page.on('dialog', lambda o: pytest.fail('a file name ran in the page'))
     before = sorted(folder.rglob('*'))
@@ -292,13 +394,7 @@ def test_stop(trouble):
     assert not panel.enabled('go') and panel.enabled('stop')
     panel['preset'].locator('select').select_option(index=3)    # the kernel is free
     trouble.wait_for_function("document.querySelector('.slow .distill-temperature .widget-readout').innerText=='1.20'", timeout=2000)
-    trouble.evaluate(LISTEN, '.slow .distill-status')
-    trouble.evaluate("() => document.querySelector('.slow .distill-stop').addEventListener("
-                     "'click', () => window.clicked = performance.now(), true)")
-    panel['stop'].click()
-    panel.until('status', 'Stopped')
-    clicked, said = trouble.evaluate('[window.clicked, window.said]')
-    assert min(at for at, text in said if text=='Stopped') - clicked < 500, (clicked, said)
+    assert panel.stop() < at_once()
     trouble.wait_for_function("!document.querySelector('.slow .distill-go').disabled")
     assert panel['save'].is_hidden()
     panel.slide('duration', 1)
@@ -356,16 +452,20 @@ def test_workbench(browser, server, folder):
 
 
 def test_lab(browser, folder):
-    "The same in JupyterLab, in both themes."
+    "The same in JupyterLab, in both themes; while a take is made, another cell gets its answer."
     with lab(folder) as (address, token), new_page(browser, viewport={'width': 1200, 'height': 1000}) as page:
-        run_in_lab(page, address, token, 'panel.ipynb')
+        run_in_lab(page, address, token, 'lab.ipynb')
         panel = Panel(page).wait()
         panel.slide('duration', 2)
         panel['go'].click()
         panel.until('status', 'Done: 2 s')
         assert panel.audio_seconds()==pytest.approx(2, abs=.01) and panel.picture_width() > 400
         for theme in ('Light', 'Dark'):
-            page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f'JupyterLab {theme}')
-            page.wait_for_function("light => document.body.dataset.jpThemeLight==light", arg=str(theme=='Light').lower())
-            time.sleep(.3)    # it fades
+            themed(page, theme)
             page.screenshot(path=folder/f'lab_{theme.lower()}.png')
+        panel.slide('duration', 30)
+        panel['go'].click()
+        panel.until('status', 'Generating')
+        answers_in_lab(page, 2, 'while it works')
+        assert panel.stop() < at_once()
+        answers_in_lab(page, 3, 'at rest')
