@@ -46,7 +46,7 @@ class FolderChooser(widgets.VBox):
         self.text = control(widgets.Text, 'train-folder', 'Sounds', 'The folder with your sounds, on the machine where this runs', value=str(folder),
                             placeholder='a folder of sounds', continuous_update=False)
         self.browse = button('train-browse', 'Browse', 'folder-open', 'Look for a folder')
-        self.list = widgets.Select(rows=8, layout=dict(width='100%')).add_class('distill-train-folders')
+        self.list = widgets.Select(rows=8, layout=dict(width='auto')).add_class('distill-train-folders')
         self.here, self.take = widgets.HTML().add_class('distill-train-here'), button('train-take', 'Use this folder', 'check', 'Take the folder that is open')
         self.browser = widgets.VBox([self.here, self.list, self.take], layout=dict(display='none', width='100%'))
         self.text.layout.flex = '1 1 240px'

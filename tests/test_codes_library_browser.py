@@ -382,5 +382,6 @@ def test_lab(browser, folder):
         codes.until('status', 'Encoding')
         answers_in_lab(page, 2, 'while it works')
         assert codes.stop() < at_once()
+        page.locator('.distill-encode:enabled').first.wait_for(timeout=60_000)
         answers_in_lab(page, 3, 'at rest')
         (folder/'hold-encode').unlink()

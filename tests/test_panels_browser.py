@@ -468,4 +468,5 @@ def test_lab(browser, folder):
         panel.until('status', 'Generating')
         answers_in_lab(page, 2, 'while it works')
         assert panel.stop() < at_once()
+        page.locator('.distill-go:enabled').first.wait_for(timeout=60_000)
         answers_in_lab(page, 3, 'at rest')

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
 
-from browser import Panel, lab, new_page, run_in_lab, voila, write_notebook    # noqa: E402
+from browser import ANSWER, Panel, answers_in_lab, at_once, lab, new_page, run_in_lab, themed, voila, write_notebook    # noqa: E402
 
 PANEL = '''from distill.train_panel import train_panel
 panel = train_panel('sounds', '.')
@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
     shutil.copy(one, folder/'sounds'/f'<i>copy{one.suffix}')
     (folder/'empty').mkdir()
     write_notebook(folder/'train.ipynb', PANEL)
+    write_notebook(folder/'lab.ipynb', PANEL.replace('epochs=3', 'epochs=500'), ANSWER.format(job='panel.job'))
     write_notebook(folder/'fit.ipynb', FIT)
     return folder
 
@@ -163,15 +164,21 @@ def test_lab_in_both_themes(browser, folder):
         page.wait_for_function("document.querySelector('.distill-live-head')?.innerText.includes('Done')", timeout=1000*WAIT)
         page.wait_for_function("document.querySelector('.distill-picture-after')?.naturalWidth > 50")
         for theme in ('Light', 'Dark'):
-            page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", f'JupyterLab {theme}')
-            page.wait_for_function("light => document.body.dataset.jpThemeLight==light", arg=str(theme == 'Light').lower())
-            time.sleep(.3)    # it fades
+            themed(page, theme)
             page.screenshot(path=folder/f'fit_lab_{theme.lower()}.png')
         page.evaluate("async () => await window.jupyterapp.commands.execute('docmanager:save')")
         time.sleep(1)
-        run_in_lab(page, address, token, 'train.ipynb')
-        Panel(page).wait(WAIT).until('train-status', 'Check the sounds')
+        run_in_lab(page, address, token, 'lab.ipynb')
+        panel = Panel(page).wait(WAIT)
+        panel.until('train-status', 'Check the sounds')
         page.screenshot(path=folder/'train_lab_dark.png')
+        panel.type('train-name', 'meanwhile')
+        panel['train-go'].click()
+        page.wait_for_selector('.distill-train .distill-live-charts svg polyline', timeout=1000*WAIT)
+        answers_in_lab(page, 2, 'while it works')
+        assert panel.stop('train-stop', 'train-status') < at_once()
+        page.locator('.distill-train-resume:enabled').first.wait_for(timeout=60_000)
+        answers_in_lab(page, 3, 'at rest')
     text = (folder/'fit.ipynb').read_text(encoding='utf-8')
     saved = json.loads(text)
     outputs = [o for cell in saved['cells'] for o in cell.get('outputs', [])]
