@@ -542,7 +542,7 @@ class Tier(NamedTuple):
     minutes: int        # of training on two processor cores, at least
     steps: int          # of stage 1 in that time
 
-TIERS = ((20, Tier('small', 64, 4, 3, 900)), (100, Tier('medium', 128, 4, 5, 1500)), (math.inf, Tier('large', 256, 8, 15, 4500)))
+TIERS = ((20, Tier('small', 64, 4, 3, 600)), (100, Tier('medium', 128, 4, 5, 1000)), (math.inf, Tier('large', 256, 8, 15, 3000)))
 
 ONE_SHOT, ONE_SHOT_LEVELS = 1.5, 6   # seconds; levels at least, where half of the files are no longer than that
 

@@ -43,6 +43,7 @@ class TrainingEstimate:
     epoch_steps: int     # steps in which every second of the training files is seen once
     enough: int          # steps of stage 1 that suit a collection of this size
     device: str
+    share: float = STAGE_1_SHARE   # of a time box that is stage 1's
 
     def seconds(self, epochs: int) -> float:
         "Of `fit` with so many epochs, once the folder is read"
@@ -50,7 +51,7 @@ class TrainingEstimate:
 
     def steps(self, minutes: float) -> tuple:  # of stage 1, of stage 2
         "Of `fit` with a time box"
-        return self.stage_1.steps(60 * minutes * STAGE_1_SHARE), self.stage_2.steps(60 * minutes * (1 - STAGE_1_SHARE))
+        return self.stage_1.steps(60 * minutes * self.share), self.stage_2.steps(60 * minutes * (1 - self.share))
 
     @property
     def minutes(self) -> int:
@@ -118,7 +119,7 @@ def measure_training(
     watch, budget = _Stopwatch(part_of_progress(progress_callback, 0.5, 1)), Budget(steps=TRIAL_STEPS)
     train_prior(model, collection, prior_config_for(model, collection, **(prior or {})), brief(prior_training_config(**(stage_2 or {}))), budget, device, watch,
                 n_windows=TRIAL_EXCERPTS)
-    return TrainingEstimate(one, watch.cost(), epoch_steps(collection, settings.training.batch_size), diagnose(collection).tier.steps, str(device))
+    return TrainingEstimate(one, watch.cost(), epoch_steps(collection, settings.training.batch_size), diagnose(collection).tier.steps, str(device), settings.share)
 
 def _measuring_seconds(model, collection, cfg, device):  # of stage 1, at its end
     sample, whole = excerpt(collection.train, 1200), excerpt(collection.train, 24_000)
