@@ -165,7 +165,7 @@ def test_no_prior_yet(w, tmp_path):
 
 # --- what a model and a prompt must be for what is asked
 @pytest.mark.parametrize('options, words', [
-    (['--label', 'trumpets'], 'it knows bells, drums'), (['--temperature', '1,1,1,1,1'], 'leave out the last 1'),
+    (['--label', 'trumpets'], 'it knows bells, drums'), (['--temperature', '1,1,1,1,1,1,1'], 'leave out the last 1'),
     (['--prompt', 'no.wav'], 'no.wav'), (['--prompt', '{text}'], 'not a sound'), (['--prompt', '{one}', '--prompt-seconds', '0.01'], 'give more of it'),
     (['--prompt', '{one}', '--duration', '0.2'], 'the prompt alone is'), (['--prompt', '{one}', '--loop'], 'no loop'),
     (['--prompt', '{one}', '--stitch', 'crossfade'], "that needs stitch='continue'"), (['--from-sidecar', 'no.json'], 'no.json'),
