@@ -113,6 +113,7 @@ def pretrain(
     n_synthesised: int = 4000,       # synthesised sounds at hand at any time
     cfg: VQVAEConfig = BASE_CODES,   # code dimension, channels, activation, and the codes of the second sitting
     start: BaseModel = None,         # a base model to go on from, with the second sitting alone
+    codebook_batches: int = 150,     # from which the codebooks are made in the end
     device=None,
     progress_callback=None,          # called with (fraction, text)
     should_stop=lambda: False,
@@ -136,7 +137,7 @@ def pretrain(
                                  budget, device, tell(low, low + 0.95 * share), should_stop, on_event=on_event))
             low += 0.95 * share
         known = {cfg.codebook_size: model.quantizer.codebooks} if results else _codebooks(start)
-        codebooks = {n: fit_codebooks(model, windows, n, known.get(n)) for n in sorted({t.codebook_size for _, t in TIERS} | {*known})}
+        codebooks = {n: fit_codebooks(model, windows, n, known.get(n), codebook_batches) for n in sorted({t.codebook_size for _, t in TIERS} | {*known})}
     about = dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                  recordings=len(collection.names), seconds=round(collection.seconds), collection=collection.files.fingerprint,
                  synthesised=windows.made, shape=_shape(cfg), steps=[r.steps for r in results], minutes=[round(r.seconds / 60, 1) for r in results], seed=seed,

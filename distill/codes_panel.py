@@ -11,8 +11,8 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from .codes import CodeGrid, check_codes, encode
-from .controls import (STYLE, Job, SaveSettings, SoundCard, SoundPicker, Workspace, button, card_parts, checked_name, control, free_path,
-                              in_words, row, show_words)
+from .controls import (STYLE, CardList, Job, SaveSettings, SoundCard, SoundPicker, Workspace, button, card_parts, checked_name, control,
+                              free_path, in_words, row, show_words)
 from .editor import CodeEditor
 from .sampling import Stopped
 
@@ -27,11 +27,11 @@ class _CodesView(widgets.VBox):
         self.path = control(widgets.Text, 'codes-path', 'Codes file', 'An .npz file that was saved here or by `distill encode`',
                             placeholder='path of an .npz file', continuous_update=False)
         self.open_button = button('codes-open', 'Open', 'folder-open', 'Open codes that were saved')
-        self.box, self.cards, self.saving = widgets.VBox(), widgets.VBox().add_class('distill-sounds'), SaveSettings(folder)
+        self.box, self.list, self.saving = widgets.VBox(), CardList().add_class('distill-sounds'), SaveSettings(folder)
         self.name = control(widgets.Text, 'codes-name', 'Save codes as', 'Without an ending; it goes to the folder below', continuous_update=False)
         self.save_button = button('codes-save', 'Save codes', 'download', 'Write an .npz file: the grid, and which model it belongs to')
         self.render = button('codes-render', 'Keep the sound', 'music', 'Make a sound of the codes as they are now: to save it, or to go on from it in Generate')
-        self.after = widgets.VBox([row(self.render, self.name, self.save_button), self.cards])
+        self.after = widgets.VBox([row(self.render, self.name, self.save_button), self.list])
         self.after.layout.display, self.path.layout.flex = 'none', '1 1 200px'
         more = widgets.Accordion([self.saving], titles=('Where sounds and codes are saved, and as what',)).add_class('distill-more')
         style = widgets.HTML(STYLE, layout=dict(display='none'))
@@ -147,13 +147,13 @@ def _keep_sound(self):
         card = SoundCard(clip, f'{name}-{self.made}', self.saving, title, parts, (away,))
         away.on_click(lambda _: self._discard(card))
         self.workspace.add(f'{name}, version {self.made}', clip)
-        late, self.cards.children = self.cards.children[self.most - 1:], [card, *self.cards.children[:self.most - 1]]
+        self.list.cards, late = [card, *self.list.cards[:self.most - 1]], self.list.cards[self.most - 1:]
         for o in late: self.workspace.remove(o.clip)
         return 'Here is the sound of it, below the editor'
     if self.editor is not None: self._start('Making the sound…', work, done)
 
 def _discard_sound(self, card):
-    self.cards.children = [o for o in self.cards.children if o is not card]
+    self.list.cards = [o for o in self.list.cards if o is not card]
     self.workspace.remove(card.clip)
 
 def _save_codes(self) -> Path | None: # where they are; None if that went wrong, and `status` says why

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW', 'GREY', 'RATES', 'STYLE', 'in_words', 'as_html', 'show_words', 'Job', 'control', 'slider', 'checkbox', 'button',
            'side_by_side', 'row', 'flag', 'spectrogram_png', 'Listener', 'rates_for', 'bits_for', 'checked_name',
-           'free_path', 'save_take', 'SaveSettings', 'card_parts', 'SoundCard', 'Workspace', 'SoundPicker']
+           'free_path', 'save_take', 'SaveSettings', 'card_parts', 'SoundCard', 'CardList', 'Workspace', 'SoundPicker']
 
 # %% ../nbs/13_controls.ipynb #7ea1f0f0
 import html, io, re, tempfile, threading, uuid
@@ -454,6 +454,19 @@ class SoundCard(widgets.VBox):
         show_words(self.status, said, error=path is None)
         return path
 
+# %% ../nbs/13_controls.ipynb #50a51465
+class CardList(widgets.VBox):
+    "Cards, the newest on top; one that plays is not interrupted when another comes"
+    def __init__(self):
+        super().__init__()
+        self.add_class('distill-cards')
+
+    @property
+    def cards(self) -> list: return list(self.children[::-1])    # the newest first
+
+    @cards.setter
+    def cards(self, cards): self.children = tuple(cards)[::-1]
+
 # %% ../nbs/13_controls.ipynb #53a5d455
 class Workspace(traitlets.HasTraits):
     "The model that all panels use, and the sounds that were made: a panel observes both"
@@ -551,8 +564,9 @@ STYLE = """<style>
 .distill-panel .widget-checkbox input { vertical-align: middle; margin: -2px 8px 0 4px }
 .distill-panel .distill-player { width: calc(100% - 4px); height: 40px }
 .distill-panel .distill-card { border-top: 1px solid var(--jp-border-color2, currentColor); padding: 8px 0 4px }
-.distill-panel .distill-take:not(:first-child) { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 240px); column-gap: 12px }
-.distill-panel .distill-take:not(:first-child) > .distill-spectrogram { grid-column: 2; grid-row: 1 / span 4; align-self: center }
+.distill-panel .distill-cards { flex-direction: column-reverse; reading-flow: flex-visual }
+.distill-panel .distill-take:not(:last-child) { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 240px); column-gap: 12px }
+.distill-panel .distill-take:not(:last-child) > .distill-spectrogram { grid-column: 2; grid-row: 1 / span 4; align-self: center }
 .distill-panel .distill-details th { text-align: right; vertical-align: top; padding-right: 8px; min-width: 96px; font-weight: 600 }
 .distill-panel .distill-takes-title { flex: 1 1 auto; font-weight: 600 }
 .distill-panel .distill-card .distill-name { flex: 1 1 140px; width: auto }

@@ -68,7 +68,7 @@ class TrainingEstimate:
                 f'- {most} epochs would take {_clock(self.seconds(most))}, each epoch being {self.epoch_steps} steps of both stages']
 
     def to_dict(self) -> dict:  # ready for JSON
-        "Everything that is known; `fit --epochs n` takes `fixed_seconds` + n · `epoch_seconds`"
+        "Everything that is known; `fit --epochs n` takes `fixed_seconds` + n · `epoch_seconds` at most"
         fixed, one = self.seconds(10_000), self.seconds(10_001)
         steps = self.steps(self.minutes)
         return dict(device=self.device, minutes=self.minutes, steps=list(steps), enough=self.enough, epoch_steps=self.epoch_steps,

@@ -12,8 +12,8 @@ from dataclasses import fields, replace
 
 import ipywidgets as widgets
 
-from .controls import (ROW, STYLE, Job, Listener, SaveSettings, SoundCard, SoundPicker, Workspace, button, card_parts, checkbox, control, flag,
-                              in_words, row, show_words, side_by_side, slider)
+from .controls import (ROW, STYLE, CardList, Job, Listener, SaveSettings, SoundCard, SoundPicker, Workspace, button, card_parts, checkbox, control,
+                              flag, in_words, row, show_words, side_by_side, slider)
 from .model import LoadedVQModel
 from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips
 from .sampling import (PER_LEVEL, PRESETS, SamplingConfig, Stopped, delete_preset, list_presets, preset, resolve_seed,
@@ -315,7 +315,7 @@ class TakeHistory(widgets.VBox):
         self.save_kept = button('save-kept', 'Save kept', 'download', 'Write every kept take to the folder below')
         self.clear = button('clear', 'Discard others', 'trash', 'Away with all that are not kept; Undo brings them back')
         self.undo = button('undo', 'Undo', 'undo', 'Bring back what was discarded last', disabled=True)
-        self.status, self.list = widgets.HTML().add_class('distill-takes-status'), widgets.VBox().add_class('distill-takes')
+        self.status, self.list = widgets.HTML().add_class('distill-takes-status'), CardList().add_class('distill-takes')
         self.head = row(self.title, self.save_kept, self.clear, self.undo)
         super().__init__([self.head, self.status, self.list])
         for b, do in ((self.save_kept, self.save_all), (self.clear, self.discard_others), (self.undo, self.bring_back)):
@@ -324,7 +324,7 @@ class TakeHistory(widgets.VBox):
 
     def _show(self):
         kept = [c for c in self.cards if c.keep.value]
-        self.list.children = self.cards
+        self.list.cards = self.cards
         self.save_kept.disabled, self.undo.disabled, self.clear.disabled = not kept, not self.gone, len(kept) == len(self.cards)
         self.head.layout.display = None if self.cards or self.gone else 'none'
         show_words(self.title, f'{len(self.cards)} take{"s" * (len(self.cards) != 1)}, {len(kept)} kept')

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'SWIFT', 'LONGEST', 'LEAD', 'GAP', 'SECOND', 'GAP_WEIGHT', 'ENCODING_SHARE', 'MEASURING_SHARE', 'N_EXCERPTS',
-           'flatten_codes', 'unflatten_codes', 'PriorConfig', 'get_adaptive_prior_config', 'Block', 'neighbours',
-           'grid_context', 'look_ahead', 'next_given', 'surroundings', 'n_surroundings', 'PlaceEmbedding', 'LevelHead',
-           'Bridge', 'Guess', 'CodePrior', 'swift_here', 'StepWeights', 'step_weights', 'Context', 'CodeExcerpt',
-           'encode_columns', 'extract_code_sequences', 'CodeBatch', 'pack_excerpts', 'stack_rows', 'random_gap',
-           'PackedExcerpts', 'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits',
+           'FEWEST_EXCERPTS', 'flatten_codes', 'unflatten_codes', 'PriorConfig', 'get_adaptive_prior_config', 'Block',
+           'neighbours', 'grid_context', 'look_ahead', 'next_given', 'surroundings', 'n_surroundings', 'PlaceEmbedding',
+           'LevelHead', 'Bridge', 'Guess', 'CodePrior', 'swift_here', 'StepWeights', 'step_weights', 'Context',
+           'CodeExcerpt', 'encode_columns', 'extract_code_sequences', 'CodeBatch', 'pack_excerpts', 'stack_rows',
+           'random_gap', 'PackedExcerpts', 'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits',
            'gap_examination', 'measure_bits', 'mean_of_all', 'NextCode', 'prior_training_config', 'prior_config_for',
            'fit_guess', 'train_prior']
 
@@ -1005,7 +1005,8 @@ def fit_guess(
 # %% ../nbs/06_prior.ipynb #534ba97c
 ENCODING_SHARE = 0.15    # of a time box, at most, goes into encoding excerpts
 MEASURING_SHARE = 1 / 8  # and in measuring what was learned
-N_EXCERPTS = 3000        # to learn from
+N_EXCERPTS = 3000        # to learn from, and no more than there are rows to fill, if it is known how many steps there will be
+FEWEST_EXCERPTS = 256    # which the straight guess wants in any case
 
 def _seconds(score, most):  # what `measure_bits` will take, about; it scores twice
     began = time.perf_counter()
@@ -1022,7 +1023,7 @@ def train_prior(
     device=None,
     progress_callback=None,                # called with (fraction, text)
     should_stop=lambda: False,
-    n_windows: int = N_EXCERPTS,           # to learn from, if the time box allows
+    n_windows: int = N_EXCERPTS,           # to learn from, at most
     checkpoints: Checkpoints = None,       # where to keep what a killed run needs to go on
     on_event=None,                         # called with a dict for everything that happens
 ):  # the prior, in eval mode on the device; a `TrainingResult`; its `CodeBits`
@@ -1030,6 +1031,7 @@ def train_prior(
     started, device, budget = time.perf_counter(), pick_device(device), budget or Budget(minutes=2)
     spent = lambda: time.perf_counter() - started
     enough = lambda: should_stop() or bool(budget.minutes and spent() > ENCODING_SHARE * 60 * budget.minutes)
+    if budget.steps: n_windows = min(n_windows, max(FEWEST_EXCERPTS, budget.steps * cfg.batch_size))
     prior_cfg = prior_cfg or prior_config_for(model, collection)
     labels = [1 + prior_cfg.labels.index(label) if label in prior_cfg.labels else 0 for label in collection.labels]
     if checkpoints:

@@ -128,7 +128,11 @@ class Panel:
     "A panel in a page, through its `distill-…` hooks."
     def __init__(self, page, within=''): self.page, self.within = page, within
 
-    def __getitem__(self, hook): return self.page.locator(f'{self.within} .distill-{hook}').first
+    def at(self, hook):
+        "What finds `hook`; where there are cards, in the newest."
+        return f'{self.within} .distill-{hook}:not(.distill-cards > :not(:last-child) *)'
+
+    def __getitem__(self, hook): return self.page.locator(self.at(hook)).first
 
     def wait(self, seconds=60):
         "Waits for the panel, or for an error in its place."
@@ -153,7 +157,7 @@ class Panel:
 
     def until(self, hook, text, seconds=60):
         "Waits until the words in `hook` contain `text`; all of them."
-        found = self.page.locator(f'{self.within} .distill-{hook}', has_text=text).first
+        found = self.page.locator(self.at(hook), has_text=text).first
         found.wait_for(timeout=1000*seconds)
         return found.inner_text()
 

@@ -23,7 +23,21 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: takes minutes; runs with --slow')
 
 
+FIRST = ['test_notebooks.py', 'test_train_panel_browser.py', 'test_editor_browser.py', 'test_panels_browser.py',
+         'test_codes_library_browser.py', 'test_fit.py', 'test_cli.py', 'test_cli_errors.py']    # they take the longest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "A file of tests stays in one process: they share what was set up for them, and some follow one another on a page."
+    from xdist.scheduler import LoadScopeScheduling
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return nodeid if 'test_notebooks.py' in nodeid else nodeid.split('::')[0]
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
     if config.getoption('--slow'): return
     for item in items:
         if item.get_closest_marker('slow'): item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
