@@ -356,12 +356,12 @@ def gpt2_sampler(
     return sample
 
 # %% ../nbs/12_bench.ipynb #270f779b
-def prior_peers(loaded, columns=6) -> tuple:  # functions by name; lines about what is left out
+def prior_peers(loaded) -> tuple:  # functions by name; lines about what is left out
     "Ways to draw the same number of codes in one stream"
     from distill.pipeline import ClipConfig
     from distill.stream import sample_columns
-    prior, sampling, n = loaded.prior, ClipConfig().sampling, columns * loaded.prior_config.column
-    ways = {'ours': lambda: list(itertools.islice(sample_columns(prior, sampling, [0]), columns)),
+    prior, sampling, n = loaded.prior, ClipConfig().sampling, loaded.prior_config.max_length
+    ways = {'ours': lambda: list(itertools.islice(sample_columns(prior, sampling, [0]), loaded.prior_config.max_columns)),
             'naive sampler': lambda: naive_codes(prior, sampling, n)}
     try: sample = gpt2_sampler(prior.cfg, n, loaded.device)
     except ImportError: return ways, ['transformers is not installed, so GPT-2 is left out: pip install "transformers>=5,<6"']
@@ -401,8 +401,7 @@ def describe_times(times: dict) -> str:  # name → seconds, ours first
 def measure_peers(loaded, folders, rounds, progress_callback) -> dict:
     "The usual ways beside ours; ready for JSON"
     from distill.spectrogram import AudioSpectrogram, measure_waveform
-    columns = min(6, loaded.prior_config.max_columns)
-    ways, left_out = prior_peers(loaded, columns)
+    ways, left_out = prior_peers(loaded)
     progress_callback(0.0, 'Timing the priors…')
     fastest(1, ways)                                                    # warm
     times, found, spectrogram = fastest(rounds, ways), {}, AudioSpectrogram(loaded.spectrogram_config)
@@ -411,7 +410,7 @@ def measure_peers(loaded, folders, rounds, progress_callback) -> dict:
         progress_callback(0.6 + 0.4 * i / len(folders or [None]), f'Timing the way back to a waveform, {len(wavs)} sounds of {name}…')
         rows = [dict(row._asdict()) for row in measure_waveform(wavs, rounds, spectrogram)]
         found[name] = dict(sounds=len(wavs), rows=rows, bits=None if folder is None or i else context_bits(loaded, wavs))
-    return dict(codes=columns * loaded.prior_config.column, prior=times, left_out=left_out, waveform=found)
+    return dict(codes=loaded.prior_config.max_length, prior=times, left_out=left_out, waveform=found)
 
 # %% ../nbs/12_bench.ipynb #1993e77d
 def context_bits(

@@ -1008,6 +1008,8 @@ MEASURING_SHARE = 1 / 8  # and in measuring what was learned
 N_EXCERPTS = 3000        # to learn from, and no more than there are rows to fill, if it is known how many steps there will be
 FEWEST_EXCERPTS = 256    # which the straight guess wants in any case
 
+def _digest(x): return hashlib.sha256(x.detach().cpu().numpy().tobytes()).hexdigest()[:16]
+
 def _seconds(score, most):  # what `measure_bits` will take, about; it scores twice
     began = time.perf_counter()
     score()
@@ -1034,9 +1036,7 @@ def train_prior(
     if budget.steps: n_windows = min(n_windows, max(FEWEST_EXCERPTS, budget.steps * cfg.batch_size))
     prior_cfg = prior_cfg or prior_config_for(model, collection)
     labels = [1 + prior_cfg.labels.index(label) if label in prior_cfg.labels else 0 for label in collection.labels]
-    if checkpoints:
-        codes = hashlib.sha256(model.quantizer.codebooks.detach().cpu().numpy().tobytes()).hexdigest()[:16]
-        checkpoints = checkpoints.of(files=collection.file_digests, prior=asdict(prior_cfg), codes=codes)
+    if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, prior=asdict(prior_cfg), codes=_digest(model.quantizer.codebooks))
     part = lambda which, frames: file_sequences(model, excerpt([collection.mels[i] for i in which], frames), [labels[i] for i in which])
     model.to(device).eval()
     with torch.random.fork_rng():

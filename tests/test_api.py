@@ -17,7 +17,7 @@ from distill.prior import CodePrior
 from distill.sampling import SamplingConfig
 from distill.synthesis import synthesise, write_collection
 
-SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 16, 32)), prior=dict(d_model=32, n_heads=1, n_layers=1))
+SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 16, 32), search_steps=1, search_sweeps=0), prior=dict(d_model=32, n_heads=1, n_layers=1))
 QUIET = dict(progress=False)
 
 

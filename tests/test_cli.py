@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUTF8='1', OMP_NUM_THREADS='1')
 COMMANDS = 'demo doctor fit train train-prior pretrain generate encode decode edit rewrite vary morph reconstruct evaluate info bench'.split()
 PRESETS = 'list', 'save', 'remove'
-SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16)), prior=dict(d_model=32, n_heads=2, n_layers=1))
+SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16), search_steps=1, search_sweeps=0), prior=dict(d_model=32, n_heads=2, n_layers=1))
 
 
 def run(*args):
@@ -200,8 +200,7 @@ def small_base(monkeypatch):
     "A base model that is learned in this process is small, too."
     import distill.base
     from distill.vqvae import VQVAEConfig
-    monkeypatch.setattr(distill.base, 'fit_codebooks', partial(distill.base.fit_codebooks, batches=2))
-    monkeypatch.setattr(distill.base, 'pretrain', partial(distill.base.pretrain, n_synthesised=4, cfg=VQVAEConfig(channels=(4, 8, 8, 16))))
+    monkeypatch.setattr(distill.base, 'pretrain', partial(distill.base.pretrain, n_synthesised=4, codebook_batches=2, cfg=VQVAEConfig(channels=(4, 8, 8, 16))))
 
 
 def test_pretrain(w, tmp_path, small_base):

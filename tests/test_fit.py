@@ -11,7 +11,7 @@ import distill.cli as cli
 from distill.synthesis import write_collection
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16)), prior=dict(d_model=32, n_heads=2, n_layers=1, dropout=0.0))    # no dropout: two processes draw other masks than one
+SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16), search_steps=1, search_sweeps=0), prior=dict(d_model=32, n_heads=2, n_layers=1, dropout=0.0))    # no dropout: two processes draw other masks than one
 FIT = ['--epochs', '12', '--device', 'cpu', '--save-every', '0', '--no-library']
 
 

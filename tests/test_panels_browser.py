@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('panels')
     write_collection(folder/'sounds', n_files=24, seed=1)
     loaded = fit_model(folder/'sounds', minutes=.1, seed=3, device='cpu',
-                       vqvae=dict(codebook_size=32, channels=(8, 16, 32, 64)), prior=dict(d_model=64, n_heads=2, n_layers=2))
+                       vqvae=dict(codebook_size=32, channels=(8, 16, 32, 64), search_steps=1, search_sweeps=0), prior=dict(d_model=64, n_heads=2, n_layers=2))
     loaded.metadata['name'] = 'my <b>sounds</b>'
     loaded.save(folder/'tiny.distill')
     save_audio(folder/'hum <b>.wav', .3*torch.sin(torch.arange(48_000)/20), 48_000)
@@ -156,7 +156,7 @@ def test_until_it_ends_and_loop(opened):
     opened['go'].click()
     opened.until('status', 'Done: 3 s')
     assert opened.audio_seconds()==pytest.approx(3, abs=.01)
-    opened.page.wait_for_function("document.querySelector('audio.distill-player, .distill-player audio').loop")
+    opened.page.wait_for_function("document.querySelector('.distill-take:last-child audio').loop")
     opened['loop'].locator('input').uncheck()
 
 

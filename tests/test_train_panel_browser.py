@@ -12,7 +12,7 @@ panel = train_panel('sounds', '.')
 for name, value in dict(codebook_size=32, d_model=64, n_layers=1, epochs=3).items(): panel.settings.rest[name].value = value
 panel'''
 FIT = '''from distill import Distill
-d = Distill.fit('sounds', epochs=2, device='cpu', vqvae=dict(codebook_size=32, channels=(8, 8, 8, 16)), prior=dict(d_model=64, n_heads=1, n_layers=1))'''
+d = Distill.fit('sounds', epochs=2, device='cpu', vqvae=dict(codebook_size=32, channels=(8, 8, 8, 16), search_steps=1, search_sweeps=0), prior=dict(d_model=64, n_heads=1, n_layers=1))'''
 LISTEN = '''hook => { const el = document.querySelector(hook); window.said = [];
     new MutationObserver(() => window.said.push([performance.now(), el.innerText.trim()]))
         .observe(el, {subtree: true, childList: true, characterData: true}) }'''
