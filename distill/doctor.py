@@ -15,6 +15,7 @@ from .dataset import DatasetConfig, Diagnosis, MelCollection, collect, diagnose,
 from .fitting import STAGE_1_SHARE, set_exam, stage_1_settings
 from .prior import ENCODING_SHARE, MEASURING_SHARE, N_EXCERPTS, prior_config_for, prior_training_config, train_prior
 from .training import Budget, collection_health, epoch_steps, excerpt, part_of_progress, pick_device, train_vqvae
+from .vqvae import reconstruction_l1
 
 # %% ../nbs/08d_doctor.ipynb #5063ab1d
 class StageCost(NamedTuple):
@@ -121,12 +122,21 @@ def measure_training(
                 n_windows=TRIAL_EXCERPTS)
     return TrainingEstimate(one, watch.cost(), epoch_steps(collection, settings.training.batch_size), diagnose(collection).tier.steps, str(device), settings.share)
 
+def _clocked(work):
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
 def _measuring_seconds(model, collection, cfg, device):  # of stage 1, at its end
     sample, whole = excerpt(collection.train, 1200), excerpt(collection.train, 24_000)
-    began, frames = time.perf_counter(), lambda mels: sum(mel.shape[-1] for mel in mels)
-    collection_health(model, sample)
-    health = (time.perf_counter() - began) * frames(whole) / frames(sample)
-    return health + set_exam(collection, cfg, device, 1e9).seconds
+    frames = lambda mels: sum(mel.shape[-1] for mel in mels)
+    health = _clocked(lambda: collection_health(model, sample)) * frames(whole) / frames(sample)
+    held_out = set_exam(collection, cfg, device).mels
+    short, long = (max(held_out, key=lambda mel: mel.shape[-1])[:, :n] for n in (96, 480))
+    reconstruction_l1(model, [short], 1)                                   # the first time takes three times as long
+    one, other = (_clocked(lambda: reconstruction_l1(model, [mel])) for mel in (short, long))
+    each = max(0.0, other - one) / max(1, frames([long]) - frames([short]))    # frame; a sound costs something by itself
+    return health + sum(one + each * (mel.shape[-1] - frames([short])) for mel in held_out)
 
 # %% ../nbs/08d_doctor.ipynb #91a99968
 def doctor(
