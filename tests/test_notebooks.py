@@ -1,43 +1,57 @@
 "Runs every notebook in nbs/ with nbdev's own runner, then the filters that make its page: a process and a test for each."
-import os, subprocess, sys
+import io, multiprocessing, os, sys, traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(ROOT).parts))
 SECONDS = 900    # then it hangs
-RUN = """import sys
-from pathlib import Path
-from execnb.nbio import read_nb
-from nbdev.config import get_config
-from nbdev.processors import FilterDefaults
-from nbdev.test import test_nb
-if __name__=='__main__':
-    cfg, nb = get_config(), Path(sys.argv[1])
-    run = 'exec_doc' in nb.read_text(encoding='utf-8')    # when its page is made
-    if not run and not test_nb(nb, skip_flags=cfg.tst_flags.split(), force_flags=sys.argv[2:], basepath=cfg.config_path)[0]: sys.exit(1)
-    FilterDefaults()(read_nb(nb))"""
+
+# a process begins with what all notebooks import; of `distill`, each imports what it needs itself
+PROCESSES = multiprocessing.get_context('spawn' if os.name=='nt' else 'forkserver')
+PROCESSES.set_forkserver_preload(['nbdev.test', 'nbdev.processors', 'nbdev.showdoc', 'execnb.shell', 'fastcore.test', 'torch', 'torchaudio',
+                                  'vector_quantize_pytorch', 'matplotlib.pyplot', 'ipywidgets', 'accelerate', 'safetensors.torch', 'soundfile'])
 
 
 def name(nb): return nb.relative_to(ROOT/'nbs').with_suffix('').as_posix()
 
 
-def run(nb, flags=()):
+def work(nb, flags, said):
+    "In a process of its own: runs a notebook, and writes what went wrong to a file."
+    from execnb.nbio import read_nb
+    from nbdev.config import get_config
+    from nbdev.processors import FilterDefaults
+    from nbdev.test import test_nb
+    os.chdir(ROOT)
+    out, cfg, ok = io.StringIO(), get_config(), False
+    with redirect_stdout(out), redirect_stderr(out):
+        try:
+            made = 'exec_doc' in nb.read_text(encoding='utf-8')    # then its cells run when its page is made
+            ok = made or test_nb(nb, skip_flags=cfg.tst_flags.split(), force_flags=flags, basepath=cfg.config_path)[0]
+            if ok: FilterDefaults()(read_nb(nb))
+        except BaseException: ok = traceback.print_exc()
+    if not ok: said.write_text(out.getvalue() or 'it failed, and said nothing', encoding='utf-8')
+    sys.exit(not ok)
+
+
+def run(nb, said, flags=()):
     "Runs the notebook `nb`; what it printed if it failed, else nothing."
-    try: r = subprocess.run([sys.executable, '-c', RUN, str(nb), *flags], cwd=ROOT, capture_output=True, text=True,
-                            encoding='utf-8', errors='replace', timeout=None if flags else SECONDS,
-                            env=dict(os.environ, PYTHONUTF8='1'))
-    except subprocess.TimeoutExpired: return f'not done after {SECONDS} seconds'
-    return r.returncode and (r.stdout + r.stderr or f'exit code {r.returncode}')
+    process = PROCESSES.Process(target=work, args=(nb, list(flags), said))
+    with mock.patch.dict(os.environ, PYTHONUTF8='1'): process.start()
+    process.join(None if flags else SECONDS)
+    if process.is_alive(): process.kill(); return f'not done after {SECONDS} seconds'
+    return process.exitcode and (said.read_text(encoding='utf-8') if said.exists() else f'exit code {process.exitcode}')
 
 
 def test_there_are_notebooks(): assert NBS
 
 
 @pytest.mark.parametrize('nb', NBS, ids=name)
-def test_notebook(nb, request):
-    failure = run(nb, ['slow'] if request.config.getoption('--slow') else [])
+def test_notebook(nb, request, tmp_path):
+    failure = run(nb, tmp_path/'said', ['slow'] if request.config.getoption('--slow') else [])
     assert not failure, f'{name(nb)}\n{failure}'
 
 
@@ -47,7 +61,7 @@ def test_a_failing_notebook_fails(tmp_path):
     from nbformat.v4 import new_code_cell, new_notebook
     def fails(*cells, flags=()):
         nbformat.write(new_notebook(cells=[new_code_cell(c) for c in cells]), tmp_path/'a.ipynb')
-        return run(tmp_path/'a.ipynb', flags)
+        return run(tmp_path/'a.ipynb', tmp_path/'said', flags)
     assert not fails('assert 1')
     assert 'AssertionError' in fails('assert 1', 'assert not 1')
     assert not fails('#| slow\nassert not 1')

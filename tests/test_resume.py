@@ -11,7 +11,7 @@ from distill.vqvae import VQVAEConfig
 
 NETWORK = VQVAEConfig(codebook_size=32, channels=(8, 16, 32, 64), dropout=0.1)
 CONFIG = TrainingConfig(batch_size=8, validations=8, precision='fp32')
-STEPS = 80
+STEPS = 60
 
 
 def digest(model):
@@ -71,7 +71,7 @@ def kill(sounds, folder, at):
 
 def test_killed_again_and_again(sounds, straight, tmp_path):
     "One run, killed at four moments"
-    begun = [kill(sounds, tmp_path, random.randint(20 * i, 20 * i + 18)) for i in range(4)]
+    begun = [kill(sounds, tmp_path, random.randint(15 * i, 15 * i + 13)) for i in range(4)]
     first, *_, end = finish(start(sounds, tmp_path))
     print('resumed at steps', begun, first['start'])
     assert end == straight
