@@ -334,7 +334,7 @@ def test_go_on_from_an_upload(opened, folder):
     opened.upload('prompt-upload', folder/'hum <b>.wav')
     chosen = "want => document.querySelector('.distill-prompt select').selectedOptions[0].innerText.replaceAll('\u00a0', ' ')===want"
     waits(opened.page, chosen, 'hum <b>.wav (uploaded)')
-    assert opened['prompt-path'].is_hidden()
+    opened['prompt-path'].wait_for(state='hidden')
     opened.slide('prompt-seconds', 0)
     opened.slide('duration', 1.5)
     title = made(opened)
