@@ -146,7 +146,7 @@ def pretrain(
 
 # %% ../nbs/08a_base.ipynb #71b090b8
 @torch.no_grad()
-def fit_codebooks(model, windows, codebook_size, known=None, batches=150):  # levels that are there already (q, k, d) -> (8, k, d)
+def fit_codebooks(model, windows, codebook_size, known, batches):  # levels that are there already (q, k, d) -> (8, k, d)
     "Codebooks for a network that stays as it is, after those that are known"
     known = model.norm.mean.new_zeros(0, codebook_size, model.cfg.code_dim) if known is None else known.to(model.norm.mean)
     if len(known) >= BASE_LEVELS: return known

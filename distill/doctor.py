@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import NamedTuple
 from .dataset import DatasetConfig, Diagnosis, MelCollection, collect, diagnose, read_folder
-from .fitting import STAGE_1_SHARE, set_exam, stage_1_settings
+from .fitting import STAGE_1_SHARE, stage_1_settings
 from .prior import ENCODING_SHARE, MEASURING_SHARE, N_EXCERPTS, prior_config_for, prior_training_config, train_prior
 from .training import Budget, collection_health, epoch_steps, excerpt, part_of_progress, pick_device, train_vqvae
 from .vqvae import reconstruction_l1
@@ -116,7 +116,7 @@ def measure_training(
     budget, brief = Budget(steps=TRIAL_STEPS), lambda training: replace(training, validations=2, patience=1.0)   # the first look is slower
     watch = _Stopwatch(part_of_progress(progress_callback, 0, 0.5))
     model, _ = train_vqvae(collection, settings.cfg, brief(settings.training), budget, device, watch, start=settings.start)
-    one = watch.cost(finish=_measuring_seconds(model, collection, settings.cfg, device))
+    one = watch.cost(finish=_measuring_seconds(model, collection))
     watch, budget = _Stopwatch(part_of_progress(progress_callback, 0.5, 1)), Budget(steps=TRIAL_STEPS)
     train_prior(model, collection, prior_config_for(model, collection, **(prior or {})), brief(prior_training_config(**(stage_2 or {}))), budget, device, watch,
                 n_windows=TRIAL_EXCERPTS)
@@ -127,15 +127,14 @@ def _clocked(work):
     work()
     return time.perf_counter() - began
 
-def _measuring_seconds(model, collection, cfg, device):  # of stage 1, at its end
-    sample, whole = excerpt(collection.train, 1200), excerpt(collection.train, 24_000)
+def _measuring_seconds(model, collection):  # of stage 1, at its end
+    sample, whole, held_out = excerpt(collection.train, 1200), excerpt(collection.train, 24_000), excerpt(collection.valid)
     frames = lambda mels: sum(mel.shape[-1] for mel in mels)
     health = _clocked(lambda: collection_health(model, sample)) * frames(whole) / frames(sample)
-    held_out = set_exam(collection, cfg, device).mels
     short, long = (max(held_out, key=lambda mel: mel.shape[-1])[:, :n] for n in (96, 480))
     reconstruction_l1(model, [short], 1)                                   # the first time takes three times as long
     one, other = (_clocked(lambda: reconstruction_l1(model, [mel])) for mel in (short, long))
-    each = max(0.0, other - one) / max(1, frames([long]) - frames([short]))    # frame; a sound costs something by itself
+    each = max(0.0, other - one) / max(1, frames([long]) - frames([short]))    # of a frame; a sound costs something by itself
     return health + sum(one + each * (mel.shape[-1] - frames([short])) for mel in held_out)
 
 # %% ../nbs/08d_doctor.ipynb #91a99968

@@ -168,8 +168,7 @@ class Panel:
 
     def stop(self, hook='stop', status='status'):
         "Presses Stop, and waits until it says that it has stopped: how many milliseconds after the click, in the page."
-        at = lambda o: f'{self.within} .distill-{o}'
-        self.page.evaluate(STOPPING, [at(hook), at(status)])
+        self.page.evaluate(STOPPING, [self.at(hook), self.at(status)])
         self[hook].click()
         self.page.wait_for_function('window.stopped', timeout=60_000)
         return self.page.evaluate('window.stopped - window.clicked')

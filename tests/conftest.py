@@ -30,9 +30,9 @@ FIRST = ['test_notebooks.py', 'test_train_panel_browser.py', 'test_editor_browse
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     "A file of tests stays in one process: they share what was set up for them, and some follow one another on a page."
-    from xdist.scheduler import LoadScopeScheduling
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return nodeid if 'test_notebooks.py' in nodeid else nodeid.split('::')[0]
+    from xdist.scheduler import LoadFileScheduling
+    class ByFile(LoadFileScheduling):    # but a notebook is a file by itself
+        def _split_scope(self, nodeid): return nodeid if 'test_notebooks.py' in nodeid else super()._split_scope(nodeid)
     return ByFile(config, log)
 
 

@@ -11,9 +11,10 @@ NBS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(o[0] in '._' fo
 SECONDS = 900    # then it hangs
 
 # a process begins with what all notebooks import; of `distill`, each imports what it needs itself
-PROCESSES = multiprocessing.get_context('spawn' if os.name=='nt' else 'forkserver')
-PROCESSES.set_forkserver_preload(['nbdev.test', 'nbdev.processors', 'nbdev.showdoc', 'execnb.shell', 'fastcore.test', 'torch', 'torchaudio',
-                                  'vector_quantize_pytorch', 'matplotlib.pyplot', 'ipywidgets', 'accelerate', 'safetensors.torch', 'soundfile'])
+PROCESSES = multiprocessing.get_context('forkserver' if sys.platform=='linux' else 'spawn')    # elsewhere, it is not safe to fork after them
+if sys.platform=='linux':
+    PROCESSES.set_forkserver_preload(['nbdev.test', 'nbdev.processors', 'nbdev.showdoc', 'execnb.shell', 'fastcore.test', 'torch', 'torchaudio',
+                                      'vector_quantize_pytorch', 'matplotlib.pyplot', 'ipywidgets', 'accelerate', 'safetensors.torch', 'soundfile'])
 
 
 def name(nb): return nb.relative_to(ROOT/'nbs').with_suffix('').as_posix()
@@ -23,16 +24,20 @@ def work(nb, flags, said):
     "In a process of its own: runs a notebook, and writes what went wrong to a file."
     from execnb.nbio import read_nb
     from nbdev.config import get_config
-    from nbdev.processors import FilterDefaults
+    from nbdev.process import NBProcessor
+    from nbdev.processors import FilterDefaults, _do_eval, _want_doc
     from nbdev.test import test_nb
     os.chdir(ROOT)
-    out, cfg, ok = io.StringIO(), get_config(), False
+    out, cfg = io.StringIO(), get_config()
     with redirect_stdout(out), redirect_stderr(out):
         try:
-            made = 'exec_doc' in nb.read_text(encoding='utf-8')    # then its cells run when its page is made
+            cells = [c for c in NBProcessor(nb).nb.cells if c.cell_type=='code']
+            made = any(map(_want_doc, cells)) and all(map(_do_eval, cells))    # then all of them run when its page is made
             ok = made or test_nb(nb, skip_flags=cfg.tst_flags.split(), force_flags=flags, basepath=cfg.config_path)[0]
             if ok: FilterDefaults()(read_nb(nb))
-        except BaseException: ok = traceback.print_exc()
+        except BaseException:
+            ok = False
+            traceback.print_exc()
     if not ok: said.write_text(out.getvalue() or 'it failed, and said nothing', encoding='utf-8')
     sys.exit(not ok)
 
