@@ -542,7 +542,7 @@ def scan_folder(
 # %% ../nbs/00_audio.ipynb #9d778a34
 def write_atomically(
     path:str|Path, # the file to write; a link is followed
-    data:bytes,    # all of its content
+    data,          # all of its content: bytes, or a function that writes it to the path that it is given
 ) -> Path: # the path
     "Write a file as a whole or not at all; raises `OSError` and leaves the old file in place"
     target = Path(os.path.realpath(path))
@@ -550,7 +550,8 @@ def write_atomically(
     part = target.with_name(f'.distill-{secrets.token_hex(6)}.part')
     try:
         with open(part, 'xb') as f:
-            f.write(data)
+            if callable(data): data(part)
+            else: f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, target)

@@ -30,8 +30,8 @@ def in_words(
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return 'There is not enough memory for this: try a shorter duration, or close other programs.'
     if isinstance(error, (ValueError, OSError)) and str(error):
-        text = str(error)
-        return text[0].upper() + text[1:]
+        first, *rest = str(error).split(' ', 1)
+        return ' '.join([first.capitalize() if re.fullmatch('[a-z]+[:,]?', first) else first, *rest])   # names stay as they are
     return ('Something went wrong that nobody expected. Its name, for a bug report: '
             f'{type(error).__name__}: {error} (the exception itself is in the `error` of this panel)')
 

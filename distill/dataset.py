@@ -366,7 +366,7 @@ def _same_wav(report):  # the waveform of a file that has not changed since
     return report.load()
 
 # %% ../nbs/03_dataset.ipynb #78c855b8
-IN_MEMORY_BYTES = 2 ** 28  # spectrograms that are kept as tensors; what goes beyond is read when needed
+IN_MEMORY_BYTES = 2 ** 26  # spectrograms that are kept as tensors; what goes beyond is read when needed
 
 class _MelReader:
     "Makes the report on a file, as `report_file` does, and its spectrogram on the way"

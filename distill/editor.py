@@ -632,7 +632,7 @@ CodeEditor._finish, CodeEditor._tell = _finish, _tell
 
 # %% ../nbs/13a_editor.ipynb #55262f81
 def _run(self, name, selection, settings, should_stop): # what is said afterwards
-    if name == 'undo' or name == 'redo': return self._step(name)
+    if name == 'undo' or name == 'redo': return self._step(name, should_stop)
     if name == 'copy': return self._copy(selection)
     if name == 'open': return self._open(should_stop=should_stop, **settings)
     operation = OPERATIONS[name]
@@ -748,16 +748,18 @@ def _show(self, changes, second=None):                      # second: a decoder 
 CodeEditor._selected_after, CodeEditor._decoded, CodeEditor._commit, CodeEditor._show = _selected_after, _decoded, _commit, _show
 
 # %% ../nbs/13a_editor.ipynb #e7d27dc4
-def _step(self, name):  # 'undo' or 'redo'
+def _step(self, name, should_stop):  # 'undo' or 'redo'
     back, history = name == 'undo', self.history
     if not (history.can_undo if back else history.undone): raise ValueError('there is nothing to undo' if back else 'there is nothing to redo')
+    opened, second = (history.now.parent if back else history.undone[-1]).other, None
+    if opened is not None and 'other' not in self.decoders: second, _ = self._decoded('other', opened, should_stop)
     with self._lock:
         version, changes = history.undo() if back else history.redo(), {}
         for side, change in (('own', version.own), ('other', version.second)):
             if change is None: continue
             changes[side] = change.reversed() if back else change
             self.decoders[side].take(changes[side])
-        self._show(changes)
+        self._show(changes, second)
         boxes = version.selection['boxes'] if back or version.made is None else version.made
         self.put(selection=dict(self.selection, boxes=boxes))
     return f"{'Taken back' if back else 'Done again'}: {version.line}"

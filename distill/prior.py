@@ -949,6 +949,7 @@ class NextCode(Objective):
     def __init__(self, prior: CodePrior, held_out: list):
         super().__init__()
         self.prior, self.exam = prior, examination(held_out, prior.cfg.max_columns)
+        self.parts = max(1, prior.cfg.d_model * prior.cfg.n_quantizers // 1024)    # 4 for the widest prior
 
     def forward(self, batch: CodeBatch):
         prior, split = self.prior, lambda x: x.unflatten(1, (-1, self.prior.cfg.n_quantizers))

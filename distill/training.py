@@ -13,13 +13,14 @@ __all__ = ['EXAMPLE_FRAMES', 'TrainingConfig', 'Budget', 'learning_rate_at', 'pa
 import hashlib
 import json
 import math
+import re
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
-import safetensors.torch
+import safetensors.numpy
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
@@ -127,6 +128,7 @@ class Objective(nn.Module):
     "What a stage of training minimises and how it is judged; `forward(batch)` returns the loss"
     name, unit = 'training', ''   # for people: what is going on, and what the score is measured in
     ready = True                  # False while scores do not count yet
+    parts = 1                     # in which a batch is learned, one after the other: less memory for the same step
 
     def start_step(self, fraction: float): "Called before each step with the share of the budget that is spent"
     def score(self) -> float: "The figure on held-out files that decides, lower is better"
@@ -207,7 +209,7 @@ class AveragedWeights:
 def _to_json(x, path, tensors):
     "What JSON can hold of `x`; its tensors are put into `tensors`, under their paths"
     if isinstance(x, torch.Tensor):
-        tensors[path] = x.detach().cpu().clone().contiguous()
+        tensors[path] = x.detach().cpu().contiguous()
         return {'tensor at': path}
     if isinstance(x, dict): return {str(k): _to_json(v, f'{path}.{k}', tensors) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_to_json(v, f'{path}.{i}', tensors) for i, v in enumerate(x)]
@@ -232,7 +234,13 @@ def _write_checkpoint(path, state):
     tensors = {}
     text = json.dumps(_to_json(state, '', tensors))
     about = dict(format='distill_checkpoint', version='1', state=text, sha256=_checksum(text, tensors))
-    return write_atomically(path, safetensors.torch.save(tensors, about))
+    arrays = {name: x.numpy() for name, x in tensors.items()}                # the weights themselves: no copy of half a gigabyte
+    def write(part):
+        try: safetensors.numpy.save_file(arrays, part, about)
+        except safetensors.SafetensorError as e:                             # it has no other word for a full disk
+            number = re.search(r'os error (\d+)', str(e))
+            raise OSError(number and int(number[1]), str(e), str(path)) from e
+    return write_atomically(path, write)
 
 def _read_checkpoint(path):
     "The state in a file; None if it is damaged"
@@ -511,6 +519,7 @@ def _go_back(run, trouble):
     run.objective.load_state_dict(run.good['weights'])
     run.objective.load_extra_state(run.good['extra'])
     run.optimizer.state.clear()
+    run.optimizer.zero_grad()
     run.average.start_again()
     run.watch.wild = 0
     run.note(f'{trouble} at step {result.steps}: back to the last good weights, with {run.rate:.2g} of the learning rate',
@@ -560,6 +569,17 @@ def _resume(run):
         _set_random_state(own['random'], run.accelerator.device)
     if damaged: run.note(f'{len(damaged)} damaged checkpoints: going on from ' + (f'step {run.result.steps}' if state else 'the beginning'))
 
+# %% ../nbs/05_training.ipynb #75ae4b66
+def _learn(run, step_module, batch):  # the mean loss
+    "The gradients of one batch; on a card, which has the room, of all its rows at once"
+    device, processes = run.accelerator.device, run.accelerator.num_processes
+    n = 1 if device.type == 'cuda' else min(run.objective.parts, run.cfg.batch_size // processes)
+    parts, losses = [batch] if n == 1 else [type(batch)(*rows) for rows in zip(*(x.tensor_split(n) for x in batch))], []
+    for part in parts:
+        losses.append(step_module(part.to(device)) / n)
+        run.accelerator.backward(losses[-1])
+    return sum(loss.detach() for loss in losses)
+
 # %% ../nbs/05_training.ipynb #648ea7bb
 def train(
     objective: Objective,
@@ -584,15 +604,14 @@ def train(
             with run.timed('step'):
                 objective.start_step(run.fraction)
                 for group in optimizer.param_groups: group['lr'] = run.rate * learning_rate_at(run.fraction, cfg)
-                loss, run.drawn = step_module(next(batches).to(accelerator.device)), run.drawn + 1
+                loss, run.drawn = _learn(run, step_module, next(batches)), run.drawn + 1
                 value, asked = _agree(run, loss, should_stop())
                 if trouble := run.watch.trouble(value):
                     _go_back(run, trouble)
                     continue
-                optimizer.zero_grad()
-                accelerator.backward(loss)
                 accelerator.clip_grad_norm_(objective.parameters(), cfg.grad_clip)
                 optimizer.step()
+                optimizer.zero_grad()                              # now, so that they are not there beside what the next batch needs
                 run.average.update()
                 run.result.steps += 1
             _look_and_save(run, value, asked)

@@ -225,6 +225,28 @@ def test_stop(opened, monkeypatch):
     press(opened, 'reverse')
 
 
+def test_stop_while_a_second_sound_is_opened_again(loaded, make, tmp_path, monkeypatch):
+    "To decode it takes a while: given up, everything is as it was, and it can be asked for again."
+    from distill.export import save_audio
+    path = save_audio(tmp_path/'second.wav', .1*torch.randn(20_000), 48_000)
+    editor, decoder = CodeEditor(loaded, make(5)), IncrementalDecoder
+    press(editor, 'open', path=str(path))
+    second = editor.other
+    press(editor, 'undo')
+    assert editor.other is None and 'other' not in editor.decoders
+    with monkeypatch.context() as slow:
+        slow.setattr(module, 'IncrementalDecoder', lambda *args: (time.sleep(5), decoder(*args))[1])
+        editor.do('redo')
+        time.sleep(.3)
+        assert editor.running
+        started = time.monotonic()
+        editor.stop()
+        assert editor.wait(5) and time.monotonic() - started < .5
+    assert editor.status=='Stopped' and not editor.error and editor.other is None and editor.state['redo']
+    press(editor, 'redo')
+    assert editor.other==second and editor.decoders['other'].grid==second
+
+
 @pytest.mark.parametrize('name, settings, words', [
     ('crop', {}, 'Keep only: select something first'), ('paste', {}, 'Paste: copy something first'), ('copy', {}, 'select something first'),
     ('undo', {}, 'nothing to undo'), ('redo', {}, 'nothing to redo'), ('open', dict(path='gone.wav'), 'gone.wav'), ('play', {}, 'for the page'),
