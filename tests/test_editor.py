@@ -211,16 +211,21 @@ def test_what_is_pressed_meanwhile_waits(opened):
     assert [o.split('(')[0] for o in opened.lines[1:]]==['grid = grid.shift']*5 + ['grid = grid.reverse']
 
 
+def stops_at_once(editor):
+    "Stop, while something is going on, takes effect within half a second."
+    time.sleep(.3)
+    assert editor.running
+    started = time.monotonic()
+    editor.stop()
+    assert editor.wait(5) and time.monotonic() - started < .5
+
+
 def test_stop(opened, monkeypatch):
     "At once, also when the work does not ask; what waited is not begun; then it goes on."
     monkeypatch.setattr(module, 'load_audio', lambda *args: time.sleep(5))
     opened.do('open', path='kick.wav')
     opened.do('reverse')
-    time.sleep(.3)
-    assert opened.running
-    started = time.monotonic()
-    opened.stop()
-    assert opened.wait(5) and time.monotonic() - started < .5
+    stops_at_once(opened)
     assert opened.status=='Stopped' and not opened.error and opened.exception is None and len(opened.lines)==1
     press(opened, 'reverse')
 
@@ -237,11 +242,7 @@ def test_stop_while_a_second_sound_is_opened_again(loaded, make, tmp_path, monke
     with monkeypatch.context() as slow:
         slow.setattr(module, 'IncrementalDecoder', lambda *args: (time.sleep(5), decoder(*args))[1])
         editor.do('redo')
-        time.sleep(.3)
-        assert editor.running
-        started = time.monotonic()
-        editor.stop()
-        assert editor.wait(5) and time.monotonic() - started < .5
+        stops_at_once(editor)
     assert editor.status=='Stopped' and not editor.error and editor.other is None and editor.state['redo']
     press(editor, 'redo')
     assert editor.other==second and editor.decoders['other'].grid==second
