@@ -56,7 +56,7 @@ def _as_written(
     if subtype not in ('PCM_16', 'PCM_24'): return samples.astype(np.float32)
     bits, scaled = int(subtype[-2:]), samples.astype(np.float64)*2**(int(subtype[-2:])-1)
     if dither: scaled += np.random.default_rng(0).triangular(-1, 0, 1, samples.shape)
-    steps = np.clip(np.round(scaled), -2**(bits-1), 2**(bits-1) - 1)
+    steps = np.rint(scaled, out=scaled).clip(-2**(bits-1), 2**(bits-1) - 1, out=scaled) # in place: new memory takes as long as the sums
     return steps.astype(np.int16) if bits == 16 else steps.astype(np.int32) << 8
 
 # %% ../nbs/00a_export.ipynb #7b388ada

@@ -13,6 +13,7 @@ __all__ = ['AHEAD', 'SWIFT', 'LONGEST', 'LEAD', 'GAP', 'SECOND', 'GAP_WEIGHT', '
            'fit_guess', 'train_prior']
 
 # %% ../nbs/06_prior.ipynb #f2320592
+import functools
 import hashlib
 import itertools
 import math
@@ -407,27 +408,36 @@ def _perceptron(layers, norm):
             _writer(_exact(down.weight), _exact(down.bias), 0.5 / _BETA))
 
 # %% ../nbs/06_prior.ipynb #930ce301
-def swift_here(cfg: PriorConfig) -> bool:
-    "Is there a fast kernel for blocks of this width in eight bits?"
-    return torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512') and cfg.d_model % 32 == 0
+@functools.cache
+def swift_here() -> bool:
+    "Does this processor multiply whole numbers of eight bits fast, and exactly?"
+    if torch.backends.cpu.get_cpu_capability() != 'AVX512': return False
+    most = torch.full((64, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(most, most) == 64 * 127**2).all())
 
 class _EightBits(NamedTuple):
-    "A linear layer whose weights are whole numbers; used as `_Dense` is"
-    weight: torch.Tensor   # from −127 to 127 (o, i)
-    scale: torch.Tensor    # what they are multiplied with (o,)
+    "A linear layer of whole numbers; used as `_Dense` is"
+    weight: torch.Tensor   # from −127 to 127 (i, o)
+    scale: np.ndarray      # what they are multiplied with (o,)
     bias: np.ndarray       # (o,), or None
     norm: bool
 
     def __call__(self, x):  # (b, i) -> (b, o)
-        y = torch._weight_int8pack_mm(torch.from_numpy(x).bfloat16(), self.weight, self.scale).float().numpy()
-        if self.norm: y *= _inverse_deviation(x)
+        if len(x) > 1: return np.concatenate([self(row[None]) for row in x])
+        unit = max(float(np.maximum.reduce(np.abs(x[0]))), 1e-30) / 127
+        whole = x * np.float32(1 / unit)
+        np.rint(whole, out=whole)
+        y = torch._int_mm(torch.from_numpy(whole.astype(np.int8)), self.weight).numpy().astype(np.float32)
+        if self.norm: unit *= _inverse_deviation(x)
+        y *= self.scale * np.float32(unit)
         if self.bias is not None: y += self.bias
         return y
 
-def _in_eight_bits(layer: _Dense) -> _EightBits:
-    weight = torch.from_numpy(layer.weight)
-    scale = (weight.abs().amax(1).clamp(min=1e-12) / 127 * (1 + 2**-8)).bfloat16()            # rounding must not make it too small
-    return _EightBits((weight / scale.float()[:, None]).round().to(torch.int8), scale, layer.bias, layer.norm)
+def _in_eight_bits(layer: _Dense):
+    if layer.weight.size < 2**17: return layer                    # small ones are as fast as they are
+    scale = np.maximum(np.abs(layer.weight).max(1), 1e-30) / 127
+    whole = np.rint(layer.weight / scale[:, None]).astype(np.int8)
+    return _EightBits(torch.from_numpy(whole).T, scale, layer.bias, layer.norm)
 
 # %% ../nbs/06_prior.ipynb #16f27ddc
 class StepWeights:
@@ -438,7 +448,7 @@ class StepWeights:
         scale[:cfg.d_model] = (cfg.d_model // cfg.n_heads) ** -0.5                  # of attention: goes into the queries
         self.blocks = [(_reader(_exact(x.qkv.weight), None, x.norm1, scale), _writer(_exact(x.proj.weight)),
                         *_perceptron(x.mlp, x.norm2)) for x in prior.blocks]
-        self.swift = [tuple(map(_in_eight_bits, block)) for block in self.blocks] if swift_here(cfg) else self.blocks
+        self.swift = [tuple(map(_in_eight_bits, block)) for block in self.blocks] if swift_here() else self.blocks
         self.end = _reader(_exact(prior.end.weight), _exact(prior.end.bias), prior.norm)._replace(norm=False)
         self.around, self.tables = _writer(_exact(e.around.weight)), np.arange(cfg.n_quantizers) * cfg.codebook_size
         place = _exact(e.place.weight) + _exact(e.band.weight)[np.arange(len(e.place.weight)) % cfg.n_bands]
@@ -482,7 +492,7 @@ class Context:
         batch_size: int,
         labels=None,       # class of each row (b,), 0 where nobody said
         weights: StepWeights = None,   # of this prior, if they are at hand
-        swift: bool = False,           # to sample: weights of eight bits will do
+        swift: bool = False,           # to sample: eight bits will do
     ):
         cfg, self.weights = prior.cfg, weights or step_weights(prior)
         self.swift, self.blocks = swift, self.weights.swift if swift else self.weights.blocks
@@ -623,7 +633,7 @@ def _resume(
     onsets,             # which columns begin a sound, up to that of the next place (b, w); those that are missing do not
     labels=None,        # class of each row (b,)
     weights: StepWeights = None,   # of this prior, if they are at hand
-    swift: bool = False,           # to sample: weights of eight bits will do
+    swift: bool = False,           # to sample: eight bits will do
 ):                      # a `Context`, and the logits of the next code (b, k)
     "Read what there is, to go on from there"
     context, cfg, t = Context(self, len(codes), labels, weights, swift), self.cfg, codes.shape[1]

@@ -11,7 +11,6 @@ __all__ = ['PER_LEVEL', 'PRESETS', 'FILTERS', 'TOLERANCE', 'as_array', 'softmax'
 
 # %% ../nbs/07_sampling.ipynb #45cf7338
 import json, operator, os, re, secrets, sys, unicodedata
-from collections import deque
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -64,18 +63,17 @@ class RecentCodes:
         codebook_size: int, # codes of the level
         context: int, # how many tokens of the level to look back
     ):
-        self.context, self.window = context, deque()
-        self.count, self.rows = np.zeros((rows, codebook_size), np.int32), np.arange(rows)
+        self.context, self.t, self.rows = context, 0, np.arange(rows)
+        self.last = np.full((rows, codebook_size), -context - 1)  # when each code was used last: not lately
 
     def add(self, tokens):  # the next token of this level, for every row (b,)
-        "Count a token, and forget the one that leaves the window"
-        self.count[self.rows, tokens] += 1
-        self.window.append(tokens)
-        if len(self.window) > self.context: self.count[self.rows, self.window.popleft()] -= 1
+        "Note the time of a token"
+        self.last[self.rows, tokens] = self.t
+        self.t += 1
 
     def used(self): # True for the codes in the window (b, k)
         "What a penalty looks at"
-        return self.count > 0
+        return self.last >= self.t - self.context
 
 # %% ../nbs/07_sampling.ipynb #e198699e
 def apply_top_k(
