@@ -956,9 +956,9 @@ def _in_steps(places, of=64):  # (b, p) -> rows and places (n,), (n,)
 class NextCode(Objective):
     "Stage 2: predict every code from the ones before it, and in gaps from those around it, and the ends of sounds; judged by bits per code on held-out files"
     name, unit = 'stage 2', 'bits per code'
-    def __init__(self, prior: CodePrior, held_out: list):
+    def __init__(self, prior: CodePrior, held_out: list, shown=lambda prior: {}):
         super().__init__()
-        self.prior, self.exam = prior, examination(held_out, prior.cfg.max_columns)
+        self.prior, self.exam, self.shown = prior, examination(held_out, prior.cfg.max_columns), shown
         self.parts = max(1, prior.cfg.d_model * prior.cfg.n_quantizers // 1024)    # 4 for the widest prior
 
     def forward(self, batch: CodeBatch):
@@ -974,6 +974,11 @@ class NextCode(Objective):
         return mean_of_all(losses) + mean_of_all(ends) + GAP_WEIGHT * mean_of_all(gaps)
 
     def score(self): return prior_bits(self.prior, self.exam)[self.exam.counted()].mean().item()
+
+    def example(self):
+        was_training = self.prior.training
+        try: return self.shown(self.prior.eval())
+        finally: self.prior.train(was_training)
 
 # %% ../nbs/06_prior.ipynb #81558951
 def prior_training_config(**overrides) -> TrainingConfig:
@@ -1039,6 +1044,7 @@ def train_prior(
     n_windows: int = N_EXCERPTS,           # to learn from, at most
     checkpoints: Checkpoints = None,       # where to keep what a killed run needs to go on
     on_event=None,                         # called with a dict for everything that happens
+    shown=lambda prior: {},                # called with the prior at each validation, if there is `on_event`: what is to be shown of it
 ):  # the prior, in eval mode on the device; a `TrainingResult`; its `CodeBits`
     "Stage 2: learn how the codes of a collection follow each other"
     started, device, budget = time.perf_counter(), pick_device(device), budget or Budget(minutes=2)
@@ -1059,7 +1065,7 @@ def train_prior(
         prior = CodePrior(prior_cfg).to(device)
         prior.set_vectors(model.quantizer.codebooks.detach())
         if prior_cfg.gap_share: fit_guess(prior, train_set, seed=cfg.seed)
-        objective = NextCode(prior, held_out)
+        objective = NextCode(prior, held_out, shown)
         batches = own_share(PackedExcerpts(train_set, prior_cfg, cfg.batch_size, cfg.seed), cfg.batch_size, device)
         aside = _seconds(objective.score, MEASURING_SHARE * 60 * budget.minutes) if budget.minutes else 0.0
         result = train(objective, batches, cfg, budget.after(spent() + aside), device,

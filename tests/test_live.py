@@ -210,6 +210,27 @@ def test_dashboard_shows_the_examples(trained):
     assert '<audio' in board.boxes['after'].value and '<audio' not in board.boxes['first'].value and 'polyline' in board.charts.value and 'Done' in board.head.value
 
 
+def test_stage_2_shows_what_it_makes_by_now(tmp_path):
+    "After each validation a new sound, from the same seed; who listens changes nothing of what is learned"
+    from distill.fitting import fit_model
+    from distill.synthesis import write_collection
+    folder, events = write_collection(tmp_path/'sounds', n_files=6, seed=1), []
+    small = dict(epochs=4, device='cpu', from_scratch=True, vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16), search_steps=1, search_sweeps=0),
+                 prior=dict(d_model=32, n_heads=2, n_layers=1))
+    heard, quiet = fit_model(folder, on_event=events.append, **small), fit_model(folder, **small)
+    assert all(torch.equal(x, quiet.prior.state_dict()[name]) for name, x in heard.prior.state_dict().items())
+    shown = [e for e in events if e['event'] == 'example' and e['stage'] == 'stage 2']
+    assert len(shown) == sum(e['event'] == 'validation' and e['stage'] == 'stage 2' for e in events) > 1
+    assert all('before' not in e and e['after'].shape == (128, 192) and e['after'].isfinite().all() for e in shown)
+    assert not torch.equal(shown[0]['after'], shown[-1]['after'])
+    board = Dashboard(after())
+    for event in events: board.training.on_event(event)
+    board.training.finish()
+    assert all(box.layout.display is None for box in board.boxes.values())
+    assert '<audio' in board.boxes['made'].value and 'a new sound, as it is made now' in board.boxes['made'].value
+    assert board.training._repr_html_().count('distill-picture-') == 4
+
+
 def test_drawing_costs_little(monkeypatch, trained):
     "Ten minutes of events, every drawing taking longer than any does: less than two hundredths of the time"
     now = [0.0]
