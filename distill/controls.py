@@ -8,7 +8,7 @@ __all__ = ['ROW', 'GREY', 'RATES', 'STYLE', 'in_words', 'as_html', 'show_words',
            'free_path', 'save_take', 'SaveSettings', 'card_parts', 'SoundCard', 'CardList', 'Workspace', 'SoundPicker']
 
 # %% ../nbs/13_controls.ipynb #7ea1f0f0
-import html, io, re, tempfile, threading, uuid
+import html, io, itertools, re, tempfile, threading, uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -423,6 +423,8 @@ def card_parts(
     return encode_sound(clip.wav, '.wav', clip.sample_rate), spectrogram_png(clip)
 
 # %% ../nbs/13_controls.ipynb #c18052d0
+_AGES = itertools.count()
+
 class SoundCard(widgets.VBox):
     "A sound to play, look at, name and save"
     def __init__(
@@ -443,7 +445,7 @@ class SoundCard(widgets.VBox):
         self.button = button('save', 'Save', 'download', 'Write it to a file in the folder below, its settings beside it')
         self.button.on_click(lambda _: self.save())
         super().__init__([self.title, self.player, self.picture, row(self.name, self.button, *buttons), self.status])
-        self.add_class('distill-card')
+        for name in ('distill-card', f'distill-age-{next(_AGES)}'): self.add_class(name)
         show_words(self.title, title)
         show_words(self.status, '')
 
@@ -455,17 +457,41 @@ class SoundCard(widgets.VBox):
         return path
 
 # %% ../nbs/13_controls.ipynb #50a51465
+_SORTER = """
+export default { render({ el }) {
+  const age = card => Number(card.className.match(/distill-age-([0-9]+)/)?.[1] ?? 1e9);
+  let watch, frame;
+  const begin = () => {
+    const list = el.closest('.distill-cards');
+    if (!list) { frame = requestAnimationFrame(begin); return; }
+    const sort = () => [...list.children].sort((a, b) => age(b) - age(a)).forEach((card, i) => {
+      if (list.children[i] !== card) list.insertBefore(card, list.children[i]);
+    });
+    watch = new MutationObserver(sort);
+    watch.observe(list, { childList: true, subtree: true, attributeFilter: ['class'] });    // a card is there before its classes are
+    sort();
+  };
+  begin();
+  return () => { cancelAnimationFrame(frame); watch?.disconnect(); };
+} };
+"""
+
+class _Sorter(anywidget.AnyWidget):
+    "Moves a new card to the top of its list, in the page"
+    _esm = _SORTER
+
 class CardList(widgets.VBox):
     "Cards, the newest on top; one that plays is not interrupted when another comes"
     def __init__(self):
-        super().__init__()
+        self.sorter = _Sorter(layout=dict(display='none'))
+        super().__init__([self.sorter])
         self.add_class('distill-cards')
 
     @property
-    def cards(self) -> list: return list(self.children[::-1])    # the newest first
+    def cards(self) -> list: return list(self.children[:0:-1])    # the newest first
 
     @cards.setter
-    def cards(self, cards): self.children = tuple(cards)[::-1]
+    def cards(self, cards): self.children = (self.sorter, *cards[::-1])
 
 # %% ../nbs/13_controls.ipynb #53a5d455
 class Workspace(traitlets.HasTraits):
@@ -564,9 +590,8 @@ STYLE = """<style>
 .distill-panel .widget-checkbox input { vertical-align: middle; margin: -2px 8px 0 4px }
 .distill-panel .distill-player { width: calc(100% - 4px); height: 40px }
 .distill-panel .distill-card { border-top: 1px solid var(--jp-border-color2, currentColor); padding: 8px 0 4px }
-.distill-panel .distill-cards { flex-direction: column-reverse; reading-flow: flex-visual }
-.distill-panel .distill-take:not(:last-child) { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 240px); column-gap: 12px }
-.distill-panel .distill-take:not(:last-child) > .distill-spectrogram { grid-column: 2; grid-row: 1 / span 4; align-self: center }
+.distill-panel .distill-card ~ .distill-take { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 240px); column-gap: 12px }
+.distill-panel .distill-card ~ .distill-take > .distill-spectrogram { grid-column: 2; grid-row: 1 / span 4; align-self: center }
 .distill-panel .distill-details th { text-align: right; vertical-align: top; padding-right: 8px; min-width: 96px; font-weight: 600 }
 .distill-panel .distill-takes-title { flex: 1 1 auto; font-weight: 600 }
 .distill-panel .distill-card .distill-name { flex: 1 1 140px; width: auto }

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from .codes import CodeGrid, CodesError, Region, check_codes
 from .model import LoadedVQModel
-from .prior import SWIFT, CodePrior
+from .prior import CodePrior
 from .sampling import Sampler, SamplingConfig, Stopped, resolve_seed
 
 # %% ../nbs/10a_rewrite.ipynb #86a63b76
@@ -56,7 +56,7 @@ class Gap:
         (x, left), (adds, weight, compare, least), codes, prior = state, self.tables, self.codes[place], self.prior
         x = x + prior.levels.level[level] + sum(adds[l][codes[l]] for l in range(level))
         left = left - sum(prior.vectors[l][codes[l]] for l in range(level))
-        first, second = SWIFT * prior.guess.shares[:, level]
+        first, second = prior.guess.counts()[:, level]
         return first * (prior.levels.refine(x) @ weight[level]) + second * (left @ compare[level] + least[level])
 
 # %% ../nbs/10a_rewrite.ipynb #5edf862f

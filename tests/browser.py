@@ -130,7 +130,7 @@ class Panel:
 
     def at(self, hook):
         "What finds `hook`; where there are cards, in the newest."
-        return f'{self.within} .distill-{hook}:not(.distill-cards > :not(:last-child) *)'
+        return f'{self.within} .distill-{hook}:not(.distill-card ~ .distill-card *)'
 
     def __getitem__(self, hook): return self.page.locator(self.at(hook)).first
 

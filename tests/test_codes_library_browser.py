@@ -167,7 +167,7 @@ def test_keep_the_sound(codes, folder):
         codes['codes-render'].click()
         waits(codes, "n => document.querySelectorAll('.distill-codes .distill-card').length===n", n)
     codes.until('status', 'below the editor')
-    assert cards.last.inner_text().startswith('ding, version 2 · 0.8333 s')
+    assert cards.first.inner_text().startswith('ding, version 2 · 0.8333 s')
     card = Panel(codes.page, '.distill-codes .distill-card')
     assert card.audio_seconds()==pytest.approx(.833, abs=.01) and card.picture_width() > 400
     card.type('name', 'ding <dong>')
@@ -182,7 +182,7 @@ def test_keep_the_sound(codes, folder):
     opened(codes, 'ding, version 1: 0.8333 s')
     card['discard'].click()
     waits(codes, "document.querySelectorAll('.distill-codes .distill-card').length===1")
-    assert cards.last.inner_text().startswith('ding, version 1') and options(codes, 'codes-sound')==['ding, version 1', 'horn <b>.wav (uploaded)', 'a file…']
+    assert cards.first.inner_text().startswith('ding, version 1') and options(codes, 'codes-sound')==['ding, version 1', 'horn <b>.wav (uploaded)', 'a file…']
     card['discard'].click()
     waits(codes, "document.querySelectorAll('.distill-codes .distill-card').length===0")
     waits(codes, "document.querySelector('.distill-codes-sound select').options.length===2")

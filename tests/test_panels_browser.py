@@ -156,7 +156,7 @@ def test_until_it_ends_and_loop(opened):
     opened['go'].click()
     opened.until('status', 'Done: 3 s')
     assert opened.audio_seconds()==pytest.approx(3, abs=.01)
-    opened.page.wait_for_function("document.querySelector('.distill-take:last-child audio').loop")
+    opened.page.wait_for_function("document.querySelector('.distill-take:not(.distill-take ~ *) audio').loop")
     opened['loop'].locator('input').uncheck()
 
 
@@ -262,7 +262,7 @@ def test_save_as_it_should_sound(opened, folder):
 
 def made(opened, more=1):
     "Presses Generate, and waits until there are so many takes more: the words about the newest."
-    newest = '() => +(document.querySelector(".distill-take:last-child .distill-card-title")?.innerText.split(" ")[1] ?? 0)'
+    newest = '() => +(document.querySelector(".distill-take:not(.distill-take ~ *) .distill-card-title")?.innerText.split(" ")[1] ?? 0)'
     want = opened.page.evaluate(newest) + more
     opened['go'].click()
     try: opened.page.wait_for_function(f'want => ({newest})() === want', arg=want, timeout=60_000)
@@ -288,7 +288,10 @@ def test_takes_at_once(opened):
     made(opened, 3)
     assert opened.page.locator('.distill-take audio[data-before]').count()==before > 0    # one that plays goes on playing
     assert opened.until('status', 'Done').startswith('Done: 3 takes, seed ')
-    titles = opened.page.locator('.distill-take .distill-card-title').all_inner_texts()[-3:]
+    titles = opened.page.locator('.distill-take .distill-card-title').all_inner_texts()
+    numbers = [int(o.split()[1]) for o in titles]
+    assert numbers==sorted(numbers, reverse=True)    # the newest first, for the Tab key and screen readers too
+    titles = titles[:3]
     assert all(' · 1 s · seed ' in o for o in titles) and len({o.split('seed ')[1].split(' ')[0] for o in titles})==3
     opened.type('count', 1)
 
