@@ -6,8 +6,8 @@
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
            'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'Lufs', 'Width', 'Dither',
            'Title', 'Artist', 'Album', 'Genre', 'Comment', 'AsJson', 'Quick', 'Resume', 'Events', 'TensorBoard',
-           'Varispeed', 'Mix', 'Eq', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'BaseStart',
-           'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
+           'Varispeed', 'Mix', 'Eq', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'PriorMinutes',
+           'BaseStart', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
            'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
            'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
@@ -692,6 +692,7 @@ def base_lines(about:dict, target:Path, default:Path) -> list[str]: # lines
             f"and {about['synthesised']} synthesised sounds",
             f'Likeness {l1:.3f} nats (about {decibels(l1):.1f} dB) away from recordings it was never shown; '
             'lower is closer' if is_number(l1) else 'Likeness not measured: there was little or no training',
+            *([f"Prior    {prior['bits_per_code']:.2f} bits per code of such recordings, {prior['steps']} steps, {clock(60*prior['minutes'])}"] if (prior := about.get('prior')) else []),
             f"Model    {target} ({megabytes:.1f} MB), {sum(about['steps'])} steps, {trained} of training",
             f'Next     {"" if there else f"copy it to {default}: "}`distill fit` starts from it']
 
@@ -699,21 +700,26 @@ def base_lines(about:dict, target:Path, default:Path) -> list[str]: # lines
 BaseOut = option(Path, 'The base model to write; .safetensors is added when it has no ending.',
                  '--out', '-o', metavar='FILE')
 LongMinutes = option(Optional[float], 'How long it may take, in minutes; 60 when nothing is given.', callback=_positive)
-Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer; 0 with --start: only the codebooks that it has not got yet.', min=0, max=100_000_000)
+Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer, and as many for the prior; 0 with --start: only what it has not got yet.', min=0, max=100_000_000)
+PriorMinutes = option(Optional[float], 'How long its prior may take; 0: it gets none. Three fifths of --minutes when nothing is given.', min=0)
 BaseStart = option(Optional[Path], 'A base model to go on from: it has learned to see, and goes on with its codes.', '--start', metavar='FILE')
 BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
 
 @command
-def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinutes=None, steps:Steps=None, seed:BaseSeed=0,
-             device:Device=None, as_json:AsJson=False):
+def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinutes=None, steps:Steps=None, prior_minutes:PriorMinutes=None,
+             seed:BaseSeed=0, device:Device=None, as_json:AsJson=False):
     "Train a base model on recordings of all kinds, for other models to start from."
-    from distill.base import base_path, load_base, pretrain, save_base
+    from distill.base import base_path, load_base, pretrain, pretrain_prior, save_base
     if minutes and steps is not None: raise typer.BadParameter('give either --minutes or --steps.')
     if steps == 0 and not start: raise typer.BadParameter('--steps 0 needs --start FILE.')
     target, stop, before = base_target(out), Stopper(), start and load_base(start)
-    with watch(minutes=minutes or 60.0 if steps is None else None) as (bar, seen), stop.listening():
+    minutes = minutes or 60.0
+    if prior_minutes is None: prior_minutes = 0.0 if steps == 0 else 0.6 * minutes
+    with watch(minutes=minutes + prior_minutes if steps is None else None) as (bar, seen), stop.listening():
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        base = pretrain(folder, minutes or 60.0, steps, seed, start=before, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
+        base = pretrain(folder, minutes, steps, seed, start=before, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
+        if prior_minutes and not stop():
+            base = pretrain_prior(base, folder, prior_minutes, steps or None, seed, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
     if stop() and not is_number([None, *base.about['held_out_log_mel_l1']][-1]):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)

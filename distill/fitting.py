@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGE_1_SHARE', 'FROM_SCRATCH_SHARE', 'WARM_TRAINING', 'WARM_VQVAE', 'EXAMPLE_COLUMNS', 'StageOne',
-           'stage_1_settings', 'Exam', 'set_exam', 'take_exam', 'fit_codes', 'tell', 'collection_of', 'made_now',
-           'fit_prior', 'fit_model', 'unfinished', 'clear_checkpoints', 'is_finished']
+           'stage_1_settings', 'Exam', 'set_exam', 'take_exam', 'fit_codes', 'tell', 'collection_of', 'base_of',
+           'made_now', 'fit_prior', 'fit_model', 'unfinished', 'clear_checkpoints', 'is_finished']
 
 # %% ../nbs/08b_fitting.ipynb #aaf0fc80
 import itertools
@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import NamedTuple
 import torch
-from .base import BaseModel, fitting_base, start_from_base
+from .base import BaseModel, fitting_base, fits_prior, start_from_base, start_prior
 from .dataset import DatasetConfig, MelCollection, diagnose, load_collection
 from .model import LoadedVQModel, ModelFileError, config_from_dict
 from .prior import MEASURING_SHARE, prior_config_for, prior_training_config, train_prior, unflatten_codes
@@ -180,6 +180,13 @@ def collection_of(
     return load_collection(folder, config_from_dict(DatasetConfig, settings), AudioSpectrogram(loaded.spectrogram_config),
                            files['valid'], progress_callback)
 
+# %% ../nbs/08b_fitting.ipynb #6510e28e
+def base_of(loaded: LoadedVQModel): # a `BaseModel`, or None
+    "The base model that a model's stage 1 has started from, if it is the one of this installation"
+    about = loaded.training_config.get('base')
+    base = fitting_base(loaded.model.cfg) if about else None
+    return base if base and base.about['created'] == about['created'] else None
+
 # %% ../nbs/08b_fitting.ipynb #146467ee
 EXAMPLE_COLUMNS = 12  # two seconds
 
@@ -216,11 +223,13 @@ def fit_prior(
     _check(minutes, epochs)
     ends = time.perf_counter() + 60 * minutes - spent
     collection = collection or collection_of(loaded, folder, part_of_progress(progress_callback, 0, 0.05))
-    cfg, training = prior_config_for(loaded.model, collection, **(prior or {})), replace(training, seed=seed)
+    cfg, training, base = prior_config_for(loaded.model, collection, **(prior or {})), replace(training, seed=seed), base_of(loaded)
+    if base and not fits_prior(base, cfg): base = None
     budget = _budget(ends - time.perf_counter(), epochs, collection, training)
+    if checkpoints: checkpoints = _below(checkpoints, 'stage-2', minutes, epochs).of(base=base and base.about['prior'])
     network, result, bits = train_prior(loaded.model, collection, cfg, training, budget, loaded.device, part_of_progress(progress_callback, 0.05, 1),
-                                        should_stop, checkpoints=_below(checkpoints, 'stage-2', minutes, epochs), on_event=on_event,
-                                        shown=partial(made_now, loaded))
+                                        should_stop, checkpoints=checkpoints, on_event=on_event,
+                                        start=partial(start_prior, base=base) if base else lambda prior: None, shown=partial(made_now, loaded))
     scores = dict(loaded.metadata['scores'], bits_per_code=_rounded(bits.prior), unigram_bits_per_code=_rounded(bits.unigram),
                   bits_by_level=_rounded(bits.by_level), bits_per_code_by_the_second=_rounded(bits.alone),
                   bits_in_a_gap=_rounded(bits.gap))

@@ -24,7 +24,7 @@ from pathlib import Path
 @dataclass
 class Stage:
     "What has been told of one stage"
-    name: str                                    # 'stage 1', 'stage 2', 'base model'
+    name: str                                    # 'stage 1', 'stage 2', 'base model', 'base prior'
     unit: str = ''                               # of the held-out score
     minutes: float = None                        # its time box, unless it counts steps
     steps: int = 0
@@ -39,7 +39,8 @@ class Stage:
 
     @property
     def title(self) -> str:
-        titles = {'stage 1': 'Sounds to codes and back', 'stage 2': 'How codes follow each other', 'base model': 'Sounds of all kinds'}
+        titles = {'stage 1': 'Sounds to codes and back', 'stage 2': 'How codes follow each other', 'base model': 'Sounds of all kinds',
+                  'base prior': 'How sounds of all kinds go on'}
         return titles.get(self.name.split(',')[0], self.name)
 
     @property

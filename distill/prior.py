@@ -1033,6 +1033,12 @@ FEWEST_EXCERPTS = 256    # which the straight guess wants in any case
 
 def _digest(x): return hashlib.sha256(x.detach().cpu().numpy().tobytes()).hexdigest()[:16]
 
+def _fresh(cfg, model, start, device):  # a prior that knows what its codes stand for
+    prior = CodePrior(cfg).to(device)
+    start(prior)
+    prior.set_vectors(model.quantizer.codebooks.detach())
+    return prior
+
 def _seconds(score, most):  # what `measure_bits` will take, about; it scores twice
     began = time.perf_counter()
     score()
@@ -1051,6 +1057,7 @@ def train_prior(
     n_windows: int = N_EXCERPTS,           # to learn from, at most
     checkpoints: Checkpoints = None,       # where to keep what a killed run needs to go on
     on_event=None,                         # called with a dict for everything that happens
+    start=lambda prior: None,              # changes the fresh prior, e.g. gives it a base prior's weights
     shown=lambda prior: {},                # called with the prior at each validation, if there is `on_event`: what is to be shown of it
 ):  # the prior, in eval mode on the device; a `TrainingResult`; its `CodeBits`
     "Stage 2: learn how the codes of a collection follow each other"
@@ -1069,8 +1076,7 @@ def train_prior(
                                            part_of_progress(progress_callback, 0, ENCODING_SHARE), enough)
         train_set = train_set[:fewest(len(train_set), device)]                   # the clock stops processes at different places
         held_out, learned = part(collection.split.valid, 12_000), part(collection.split.train, 60_000)
-        prior = CodePrior(prior_cfg).to(device)
-        prior.set_vectors(model.quantizer.codebooks.detach())
+        prior = _fresh(prior_cfg, model, start, device)
         if prior_cfg.gap_share: fit_guess(prior, train_set, seed=cfg.seed)
         objective = NextCode(prior, held_out, shown)
         batches = own_share(PackedExcerpts(train_set, prior_cfg, cfg.batch_size, cfg.seed), cfg.batch_size, device)

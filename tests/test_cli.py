@@ -184,7 +184,7 @@ def test_train_then_train_prior(w, tmp_path):
 def test_from_scratch_leaves_the_base_model_out(w, tmp_path, monkeypatch):
     import distill.fitting
     about, begins = dict(name='all kinds', created='2026-11-20T10:00:00+00:00'), {}
-    monkeypatch.setattr(distill.fitting, 'fitting_base', lambda cfg: SimpleNamespace(about=about))
+    monkeypatch.setattr(distill.fitting, 'fitting_base', lambda cfg: SimpleNamespace(about=about, tensors={}))
     monkeypatch.setattr(distill.fitting, 'start_from_base', lambda model, base: None)
     for command in 'fit', 'train':
         for flags in [], ['--from-scratch']:
@@ -199,8 +199,12 @@ def test_from_scratch_leaves_the_base_model_out(w, tmp_path, monkeypatch):
 def small_base(monkeypatch):
     "A base model that is learned in this process is small, too."
     import distill.base
+    from distill.prior import PriorConfig
     from distill.vqvae import VQVAEConfig
-    monkeypatch.setattr(distill.base, 'pretrain', partial(distill.base.pretrain, n_synthesised=4, codebook_batches=2, cfg=VQVAEConfig(channels=(4, 8, 8, 16))))
+    small = VQVAEConfig(channels=(4, 8, 8, 16))
+    monkeypatch.setattr(distill.base, 'pretrain', partial(distill.base.pretrain, n_synthesised=4, codebook_batches=2, cfg=small))
+    monkeypatch.setattr(distill.base, 'pretrain_prior', partial(distill.base.pretrain_prior, n_synthesised=4, n_dialects=2, n_excerpts=16, codes=small,
+                                                                cfg=PriorConfig(d_model=32, n_layers=1, n_heads=1, gap_share=0.0)))
 
 
 def test_pretrain(w, tmp_path, small_base):
@@ -209,9 +213,11 @@ def test_pretrain(w, tmp_path, small_base):
     assert done.exit_code==0, done.stderr
     about = load_base(tmp_path/'base.safetensors').about
     assert (about['seed'], about['recordings'])==(3, 6)
-    for words in 'Files    6 recordings', 'synthesised', 'nats', f"{sum(about['steps'])} steps", 'Next     copy it to', 'distill fit':
+    assert about['prior']['steps']==2 and about['prior']['dialects']==2
+    for words in 'Files    6 recordings', 'synthesised', 'nats', 'Prior    ', 'bits per code of such recordings, 2 steps', f"{sum(about['steps'])} steps", 'Next     copy it to', 'distill fit':
         assert words in done.stdout
-    assert report('pretrain', w.sounds, '-o', tmp_path/'b', '--steps', 1, '--device', 'cpu')['model'].endswith('b.safetensors')
+    alone = report('pretrain', w.sounds, '-o', tmp_path/'b', '--steps', 1, '--prior-minutes', 0, '--device', 'cpu')
+    assert alone['model'].endswith('b.safetensors') and 'prior' not in alone
     done = run('pretrain', w.sounds, '-o', tmp_path/'same', '--start', tmp_path/'base.safetensors', '--steps', 0, '--device', 'cpu')
     assert done.exit_code==0 and 'Likeness not measured' in done.stdout and ' 0 steps' in done.stdout
     before, after = (load_base(tmp_path/f'{name}.safetensors').tensors for name in ('base', 'same'))

@@ -64,6 +64,20 @@ def straight(sounds, tmp_path_factory):
     return dict(answer, weights=weights(out), stderr=done.stderr, events=out.with_name('events').read_text(encoding='utf-8'), out=out)
 
 
+def test_stage_2_begins_with_what_the_base_prior_knows(sounds, monkeypatch):
+    "Where stage 1 began with the same base model, and the prior is of its shape; what it knows is worth much from the first step on"
+    import distill.fitting as fitting
+    begun, start = [], fitting.start_prior
+    monkeypatch.setattr(fitting, 'start_prior', lambda prior, base: begun.append(base.about['prior']['bits_per_code']) or start(prior, base))
+    large, quick = dict(d_model=256, n_heads=4, n_layers=4, dropout=0.0), dict(search_steps=1, search_sweeps=0)
+    fit = lambda **how: fitting.fit_model(sounds, **dict(dict(epochs=1, device='cpu', vqvae=quick, prior=large), **how)).metadata['scores']['bits_per_code']
+    warm = fit()
+    assert len(begun) == 1 and begun[0] < 6
+    cold = fit(from_scratch=True)
+    fit(prior=SMALL['prior'])
+    assert len(begun) == 1 and warm < cold - 0.2
+
+
 class Stop(Exception): pass
 
 
