@@ -259,7 +259,7 @@ def test_find(library):
     assert not any(library.enabled(o) for o in ('load', 'rename', 'delete')) and library['library-details'].inner_text()==''
     fill(library, 'library-search', '')
     lists(library, 'bare', 'small')
-    assert library['status'].is_hidden()
+    library['status'].wait_for(state='hidden', timeout=10_000)    # the list may come first
 
 
 def test_refresh(library, folder):
