@@ -73,9 +73,10 @@ def test_stage_2_begins_with_what_the_base_prior_knows(sounds, monkeypatch):
     fit = lambda **how: fitting.fit_model(sounds, **dict(dict(epochs=1, device='cpu', vqvae=quick, prior=large), **how)).metadata['scores']['bits_per_code']
     warm = fit()
     assert len(begun) == 1 and begun[0] < 6
-    cold = fit(from_scratch=True)
-    fit(prior=SMALL['prior'])
-    assert len(begun) == 1 and warm < cold - 0.2
+    for how in dict(from_scratch=True), dict(prior=SMALL['prior']): fit(**how)
+    assert len(begun) == 1
+    monkeypatch.setattr(fitting, 'start_prior', lambda prior, base: None)
+    assert warm < fit() - 0.2, warm
 
 
 class Stop(Exception): pass
