@@ -27,7 +27,7 @@ from .audio import explain_write_error, write_atomically
 from .dataset import TIERS, DatasetConfig, MelCollection, MelWindows, load_collection
 from .model import ModelFileError
 from .prior import (CodeBatch, CodePrior, NextCode, PackedExcerpts, PriorConfig, examination, extract_code_sequences, file_sequences,
-                           prior_bits, prior_training_config)
+                           prior_training_config)
 from .synthesis import FAMILIES, synthesise
 from .training import Budget, Objective, TrainingConfig, excerpt, own_share, part_of_progress, pick_device, train
 from .vqvae import ConvVQVAE, QuantizerWrapper, VQVAEConfig, reconstruction_l1, vqvae_loss
@@ -148,9 +148,9 @@ def pretrain(
                  recordings=len(collection.names), seconds=round(collection.seconds), collection=collection.files.fingerprint,
                  synthesised=windows.made, shape=_shape(cfg), steps=[r.steps for r in results], minutes=[round(r.seconds / 60, 1) for r in results], seed=seed,
                  held_out_log_mel_l1=[round(r.best, 4) for r in results], before=start and start.about, library_version=__version__)
-    prior = {} if results else {name: x for name, x in start.tensors.items() if name.startswith('prior.')}      # what the networks see is what it knows
-    if prior: about['prior'] = start.about['prior']
-    return BaseModel({**base_tensors(model, codebooks), **prior}, about)
+    kept = {} if results else _prior_of(start)                        # other networks would be another language to it
+    if kept: about['prior'] = start.about['prior']
+    return BaseModel({**base_tensors(model, codebooks), **_as_prior(kept)}, about)
 
 # %% ../nbs/08a_base.ipynb #71b090b8
 @torch.no_grad()
@@ -191,6 +191,9 @@ _BY_LEVEL = ('levels.level', 'levels.given', 'levels.vector')                   
 _OF_ITS_OWN = (*NUMBERED, 'guess.', 'bridge.', 'vectors', 'seen', 'lengths')        # what every prior finds out by itself
 BASE_PRIOR = PriorConfig(n_quantizers=6, dropout=0.1, gap_share=0.0)                # gaps are bridged on the way out: that is learned in a fit
 
+def _prior_of(base): return {name.removeprefix('prior.'): x for name, x in base.tensors.items() if name.startswith('prior.')}
+def _as_prior(weights): return {f'prior.{name}': x for name, x in weights.items()}
+
 class Dialect(NamedTuple):
     "How one model writes sounds down"
     codebooks: torch.Tensor  # (q, k, c)
@@ -222,9 +225,9 @@ class _NextVector(NextCode):
 
     def score(self):
         bits = []
-        for codebooks, exam in self.exams:
+        for codebooks, self.exam in self.exams:
             self.prior.set_vectors(codebooks)
-            bits.append(prior_bits(self.prior, exam)[exam.counted()].mean().item())
+            bits.append(super().score())
         return sum(bits) / len(bits)
 
 def _learn_dialect(base, codes, collection, budget, seed, device, should_stop):  # without a budget: the base model as it is
@@ -275,10 +278,10 @@ def pretrain_prior(
                        prior_training_config(ema_decay=0.999, patience=1.0, seed=seed), budget(1 - DIALECT_SHARE * (n_dialects - 1)), device,
                        tell(0.3, 1), should_stop, on_event=on_event)
     if not math.isfinite(result.best): return base                    # stopped before there was anything to keep
-    known = {f'prior.{name}': x.detach().half().cpu() for name, x in prior.state_dict().items() if not name.startswith(_OF_ITS_OWN)}
+    known = {name: x.detach().half().cpu() for name, x in prior.state_dict().items() if not name.startswith(_OF_ITS_OWN)}
     about = dict(steps=result.steps, minutes=round(result.seconds / 60, 1), bits_per_code=round(result.best, 3), dialects=len(dialects), excerpts=n_excerpts, seed=seed,
                  recordings=len(collection.names), synthesised=windows.made, collection=collection.files.fingerprint, library_version=__version__)
-    return BaseModel({**base.tensors, **known}, {**base.about, 'prior': about})
+    return BaseModel({**base.tensors, **_as_prior(known)}, {**base.about, 'prior': about})
 
 # %% ../nbs/08a_base.ipynb #104fafa2
 _LABELS = 'embedding.label.weight'   # has a row for each class of sound, the first for none: that alone is known
@@ -288,11 +291,11 @@ def start_prior(
     base: BaseModel,
 ):
     "Give a prior what the base prior knows: everything but the numbers of codes"
-    for name, x in prior.state_dict().items():
-        if name in NUMBERED: x.zero_()
-        if (known := base.tensors.get(f'prior.{name}')) is None: continue
-        n = 1 if name == _LABELS else min(len(x), len(known))
-        x[:n] = known[:n].to(x)
+    own = prior.state_dict()
+    for name in NUMBERED: own[name].zero_()
+    for name, known in _prior_of(base).items():
+        n = 1 if name == _LABELS else min(len(own[name]), len(known))
+        own[name][:n] = known[:n].to(own[name])
 
 def _shapes(weights): return {name: tuple(x.shape)[name in (*_BY_LEVEL, _LABELS):] for name, x in weights.items() if not name.startswith(_OF_ITS_OWN)}
 
@@ -301,7 +304,7 @@ def fits_prior(
     cfg: PriorConfig,
 ) -> bool:
     "Is there a base prior of this shape, for as many levels?"
-    known = {name[6:]: x for name, x in base.tensors.items() if name.startswith('prior.')}
+    known = _prior_of(base)
     with torch.device('meta'): own = CodePrior(cfg).state_dict()
     return _shapes(known) == _shapes(own) and len(known['levels.level']) >= cfg.n_quantizers
 
