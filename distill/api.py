@@ -24,7 +24,7 @@ from .doctor import doctor
 from .fitting import clear_checkpoints, fit_model, is_finished, unfinished
 from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips, regenerate, stream_audio
 from .rewrite import rewrite, variations
-from .sampling import SamplingConfig, resolve_seed
+from .sampling import USUAL_SAMPLING, SamplingConfig, resolve_seed
 from .stereo import load_stereo, reconstruct_stereo
 from .training import Checkpoints, TensorBoardLog, all_of
 
@@ -238,7 +238,7 @@ class _Playing:
         self,
         duration_s: float = None,         # seconds; None: without end
         prompt=None,                      # a sound to go on from
-        sampling: SamplingConfig = SamplingConfig(top_p=0.9),
+        sampling: SamplingConfig = USUAL_SAMPLING,
         label: str = '',                  # a class of sound that the model knows
         guidance: float = 1.0,            # how strongly the label pulls, 0–10: 1 as learned, more for clearer cases of it
     ):                                    # yields mono waveforms (t,) at 48 kHz that follow each other
@@ -336,7 +336,7 @@ class _Rewriting:
         hz: tuple = None,         # (from, to)
         levels=None,              # one, or several: 0 is the coarsest
         seed: int = 0,            # the same seed gives the same codes
-        sampling: SamplingConfig = SamplingConfig(top_p=0.9),
+        sampling: SamplingConfig = USUAL_SAMPLING,
         label: str = '',          # a class of sound that the model knows
         progress: bool = True,    # show a bar
     ) -> CodeGrid:
@@ -351,7 +351,7 @@ class _Rewriting:
         n: int = 4,               # how many
         keep_levels: int = 1,     # how many of the coarse levels stay as they are
         seed: int = 0,            # of the first; the others follow
-        sampling: SamplingConfig = SamplingConfig(top_p=0.9),
+        sampling: SamplingConfig = USUAL_SAMPLING,
         progress: bool = True,    # show a bar
     ) -> list:                    # of `CodeGrid`s
         "Takes of the same sound: its coarse levels, and fine ones drawn anew by the model"

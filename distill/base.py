@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRETRAINING_DATA', 'PRETRAINING', 'QUANTIZED_SHARE', 'QUANTIZED_RATE', 'BASE_CODES', 'BASE_LEVELS', 'NUMBERED',
-           'BASE_PRIOR', 'DIALECT_SHARE', 'BASE_FORMAT', 'BASE_FILE', 'PretrainingWindows', 'Pretraining', 'BaseModel',
-           'go_on_from', 'pretrain', 'fit_codebooks', 'base_tensors', 'Dialect', 'Dialects', 'pretrain_prior',
-           'start_prior', 'fits_prior', 'base_path', 'save_base', 'load_base', 'start_from_base', 'fitting_base']
+           'BASE_PRIOR', 'GUESS_ROWS', 'DIALECT_SHARE', 'BASE_FORMAT', 'BASE_FILE', 'PretrainingWindows', 'Pretraining',
+           'BaseModel', 'go_on_from', 'pretrain', 'fit_codebooks', 'base_tensors', 'Dialect', 'Dialects',
+           'pretrain_prior', 'start_prior', 'fits_prior', 'base_width', 'base_path', 'save_base', 'load_base',
+           'start_from_base', 'fitting_base']
 
 # %% ../nbs/08a_base.ipynb #2e5567a4
 import json
@@ -26,8 +27,8 @@ from . import __version__
 from .audio import explain_write_error, write_atomically
 from .dataset import TIERS, DatasetConfig, MelCollection, MelWindows, load_collection
 from .model import ModelFileError
-from .prior import (CodeBatch, CodePrior, NextCode, PackedExcerpts, PriorConfig, examination, extract_code_sequences, file_sequences,
-                           prior_training_config)
+from .prior import (CodeBatch, CodePrior, NextCode, PackedExcerpts, PriorConfig, examination, extract_code_sequences, file_sequences, fit_guess, gap_bits,
+                           prior_training_config, with_levels)
 from .synthesis import FAMILIES, synthesise
 from .training import Budget, Objective, TrainingConfig, excerpt, own_share, part_of_progress, pick_device, train
 from .vqvae import ConvVQVAE, QuantizerWrapper, VQVAEConfig, reconstruction_l1, vqvae_loss
@@ -127,6 +128,7 @@ def pretrain(
 ) -> BaseModel:
     "Train an encoder and a decoder for sounds of all kinds"
     if steps == 0 and not start: raise ValueError('steps=0: expected at least 1, or a base model to start from')
+    if steps == 0 and all(len(_codebooks(start).get(n, ())) >= BASE_LEVELS for n in _sizes(_codebooks(start))): return start
     device, tell = pick_device(device), lambda low, high: part_of_progress(progress_callback, low, high)
     collection = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.02))
     with torch.random.fork_rng():
@@ -143,7 +145,7 @@ def pretrain(
                                  budget, device, tell(low, low + 0.95 * share), should_stop, on_event=on_event))
             low += 0.95 * share
         known = {cfg.codebook_size: model.quantizer.codebooks} if results else _codebooks(start)
-        codebooks = {n: fit_codebooks(model, windows, n, known.get(n), codebook_batches) for n in sorted({t.codebook_size for _, t in TIERS} | {*known})}
+        codebooks = {n: fit_codebooks(model, windows, n, known.get(n), codebook_batches) for n in _sizes(known)}
     about = dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                  recordings=len(collection.names), seconds=round(collection.seconds), collection=collection.files.fingerprint,
                  synthesised=windows.made, shape=_shape(cfg), steps=[r.steps for r in results], minutes=[round(r.seconds / 60, 1) for r in results], seed=seed,
@@ -168,6 +170,8 @@ def fit_codebooks(model, windows, codebook_size, known, batches):  # levels that
         quantizer(vectors)
     return torch.cat([known, quantizer.codebooks])
 
+def _sizes(known): return sorted({t.codebook_size for _, t in TIERS} | {*known})  # codes per level, of what models can start from
+
 def _codebooks(base):  # codes per level → (q, k, d)
     return {int(name.split('.')[1]): x for name, x in base.tensors.items() if name.startswith('codebooks.')}
 
@@ -187,21 +191,34 @@ def base_tensors(
 
 # %% ../nbs/08a_base.ipynb #9a03be69
 NUMBERED = ('embedding.token.weight', 'levels.token', 'levels.row')                 # what depends on the numbers of codes
-_BY_LEVEL = ('levels.level', 'levels.given', 'levels.vector')                       # has a part for each level: fewer levels take the first ones
-_OF_ITS_OWN = (*NUMBERED, 'guess.', 'bridge.', 'vectors', 'seen', 'lengths')        # what every prior finds out by itself
-BASE_PRIOR = PriorConfig(n_quantizers=6, dropout=0.1, gap_share=0.0)                # gaps are bridged on the way out: that is learned in a fit
+_OF_ITS_OWN = (*NUMBERED, 'vectors', 'seen', 'lengths')                             # what every prior finds out by itself
+BASE_PRIOR = PriorConfig(n_quantizers=6, dropout=0.1, gap_share=0.5)
 
 def _prior_of(base): return {name.removeprefix('prior.'): x for name, x in base.tensors.items() if name.startswith('prior.')}
 def _as_prior(weights): return {f'prior.{name}': x for name, x in weights.items()}
 
-class Dialect(NamedTuple):
+GUESS_ROWS = 1500  # with gaps, for the straight guess of a dialect
+
+class Dialect:
     "How one model writes sounds down"
-    codebooks: torch.Tensor  # (q, k, c)
-    excerpts: list           # `CodeExcerpt`s to learn from
-    held_out: list           # and to be judged by
+    def __init__(
+        self,
+        codebooks,       # (q, k, c)
+        excerpts: list,  # `CodeExcerpt`s to learn from
+        held_out: list,  # and to be judged by
+    ): self.codebooks, self.excerpts, self.held_out, self.guess = codebooks, excerpts, held_out, None
+
+    def speak(self, prior: CodePrior):
+        "Tell a prior whose vectors count, and how they follow from those around them"
+        prior.set_vectors(self.codebooks)
+        if not prior.cfg.gap_share: return
+        if self.guess: prior.guess.load_state_dict(self.guess, strict=False)
+        else:
+            fit_guess(prior, self.excerpts, GUESS_ROWS)
+            self.guess = {name: x.clone() for name, x in prior.guess.named_buffers()}
 
 class Dialects:
-    "Batches of one dialect after the other; the prior is told whose vectors count"
+    "Batches of one dialect after the other"
     def __init__(self, prior: CodePrior, dialects: list, batch_size: int, seed: int = 0):
         self.prior, self.dialects, self.drawn = prior, dialects, 0
         self.batches = [PackedExcerpts(d.excerpts, prior.cfg, batch_size, seed + i) for i, d in enumerate(dialects)]
@@ -209,7 +226,7 @@ class Dialects:
     def __iter__(self): return self
     def __next__(self) -> CodeBatch:
         i, self.drawn = self.drawn % len(self.dialects), self.drawn + 1
-        self.prior.set_vectors(self.dialects[i].codebooks)
+        self.dialects[i].speak(self.prior)
         return next(self.batches[i])
 
 # %% ../nbs/08a_base.ipynb #ddf10dd0
@@ -218,17 +235,25 @@ class _NextVector(NextCode):
     name = 'base prior'
     def __init__(self, prior: CodePrior, dialects: list):
         super().__init__(prior, dialects[0].held_out)
-        self.exams = [(d.codebooks, examination(d.held_out, prior.cfg.max_columns)) for d in dialects]
-        nn.init.normal_(prior.levels.vector, std=0.02)
+        self.dialects, columns = dialects, prior.cfg.max_columns
+        self.exams = [examination(d.held_out, columns) for d in dialects]
         for name, x in prior.named_parameters():
             if name in NUMBERED: nn.init.zeros_(x.requires_grad_(False))
 
     def score(self):
         bits = []
-        for codebooks, self.exam in self.exams:
-            self.prior.set_vectors(codebooks)
+        for dialect, self.exam in zip(self.dialects, self.exams):
+            dialect.speak(self.prior)
             bits.append(super().score())
         return sum(bits) / len(bits)
+
+    def gap_bits(self):  # (left only, both sides)
+        "Bits per code in gaps"
+        bits = []
+        for dialect in self.dialects:
+            dialect.speak(self.prior)
+            bits.append(gap_bits(self.prior, dialect.held_out))
+        return [round(sum(side) / len(side), 3) for side in zip(*bits)]
 
 def _learn_dialect(base, codes, collection, budget, seed, device, should_stop):  # without a budget: the base model as it is
     "A model that starts from the base model and goes on with a twelfth of the recordings"
@@ -242,13 +267,18 @@ def _learn_dialect(base, codes, collection, budget, seed, device, should_stop): 
               should_stop=should_stop)
     return model.eval()
 
+def _write_down(model, windows, collection, columns, n_excerpts, progress_callback):
+    "A dialect: what there is to learn from, in the codes of one model"
+    excerpts = extract_code_sequences(model, windows, columns, n_excerpts, progress_callback=progress_callback)
+    return Dialect(model.quantizer.codebooks.detach(), excerpts, file_sequences(model, excerpt(collection.valid, 4000)))
+
 # %% ../nbs/08a_base.ipynb #244e8367
 DIALECT_SHARE = 0.03  # of the time, for each dialect beyond the first
 
 def pretrain_prior(
     base: BaseModel,
     folder,                          # recordings, searched with its sub-folders
-    minutes: float = 35.0,           # time box, writing everything down in codes aside
+    minutes: float = 36.0,           # time box, writing everything down in codes aside
     steps: int = None,               # or a number of optimizer steps
     seed: int = 0,
     n_dialects: int = 4,
@@ -261,26 +291,29 @@ def pretrain_prior(
     should_stop=lambda: False,
     on_event=None,                   # called with a dict for everything that happens
 ) -> BaseModel:                      # the same, with a prior
-    "Train a prior for sounds of all kinds, which reads vectors and no numbers"
+    "Train a prior for sounds of all kinds, which reads vectors and no numbers; goes on from the one that is there, if it has this shape"
     device, tell = pick_device(device), lambda low, high: part_of_progress(progress_callback, low, high)
-    collection, dialects = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.05)), []
     budget = lambda share: Budget(steps=max(1, round(share * steps))) if steps else Budget(minutes=share * minutes)
+    collection, cfg = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.05)), replace(cfg, codebook_size=codes.codebook_size, n_quantizers=codes.n_quantizers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         windows = PretrainingWindows(collection, 1, seed, n_synthesised, progress_callback=tell(0.05, 0.1))
-        for i in range(n_dialects):
-            if dialects and should_stop(): break
-            model, part = _learn_dialect(base, codes, collection, i and budget(DIALECT_SHARE), seed + i, device, should_stop), tell(0.1 + 0.2 * i / n_dialects, 0.3)
-            excerpts = extract_code_sequences(model, windows, cfg.max_columns, n_excerpts, progress_callback=part)
-            dialects.append(Dialect(model.quantizer.codebooks.detach(), excerpts, file_sequences(model, excerpt(collection.valid, 4000))))
-        prior = CodePrior(replace(cfg, codebook_size=codes.codebook_size, n_quantizers=codes.n_quantizers)).to(device)
-        result = train(_NextVector(prior, dialects), own_share(Dialects(prior, dialects, PRETRAINING.batch_size, seed), PRETRAINING.batch_size, device),
+        models = lambda: (_learn_dialect(base, codes, collection, i and budget(DIALECT_SHARE), seed + i, device, should_stop) for i in range(n_dialects))
+        dialects = [_write_down(model, windows, collection, cfg.max_columns, n_excerpts, tell(0.1 + 0.2 * i / n_dialects, 0.3)) for i, model in enumerate(models())
+                    if i == 0 or not should_stop()]
+        prior = CodePrior(cfg).to(device)
+        nn.init.normal_(prior.levels.vector, std=0.02)
+        if before := fits_prior(base, cfg): start_prior(prior, base)
+        objective = _NextVector(prior, dialects)
+        result = train(objective, own_share(Dialects(prior, dialects, PRETRAINING.batch_size, seed), PRETRAINING.batch_size, device),
                        prior_training_config(ema_decay=0.999, patience=1.0, seed=seed), budget(1 - DIALECT_SHARE * (n_dialects - 1)), device,
                        tell(0.3, 1), should_stop, on_event=on_event)
     if not math.isfinite(result.best): return base                    # stopped before there was anything to keep
+    about = dict(steps=result.steps, minutes=round(result.seconds / 60, 1), bits_per_code=round(result.best, 3), bits_in_a_gap=objective.gap_bits(), shape=_prior_shape(cfg), dialects=len(dialects),
+                 excerpts=n_excerpts, seed=seed, recordings=len(collection.names), synthesised=windows.made,
+                 collection=collection.files.fingerprint, before=base.about['prior'] if before else None, library_version=__version__)
+    dialects[0].speak(prior)                                          # of the base model itself
     known = {name: x.detach().half().cpu() for name, x in prior.state_dict().items() if not name.startswith(_OF_ITS_OWN)}
-    about = dict(steps=result.steps, minutes=round(result.seconds / 60, 1), bits_per_code=round(result.best, 3), dialects=len(dialects), excerpts=n_excerpts, seed=seed,
-                 recordings=len(collection.names), synthesised=windows.made, collection=collection.files.fingerprint, library_version=__version__)
     return BaseModel({**base.tensors, **_as_prior(known)}, {**base.about, 'prior': about})
 
 # %% ../nbs/08a_base.ipynb #104fafa2
@@ -291,22 +324,30 @@ def start_prior(
     base: BaseModel,
 ):
     "Give a prior what the base prior knows: everything but the numbers of codes"
-    own = prior.state_dict()
+    own, q = prior.state_dict(), prior.cfg.n_quantizers
     for name in NUMBERED: own[name].zero_()
-    for name, known in _prior_of(base).items():
-        n = 1 if name == _LABELS else min(len(own[name]), len(known))
-        own[name][:n] = known[:n].to(own[name])
+    for name, x in _prior_of(base).items():
+        if name in _PART: x = _PART[name](x.float(), replace(prior.cfg, n_quantizers=base.about['prior']['shape']['levels']), q)
+        known = tuple(map(slice, x.shape))                                          # there may be more levels, and classes of sound
+        own[name][known] = x[known].to(own[name])
 
-def _shapes(weights): return {name: tuple(x.shape)[name in (*_BY_LEVEL, _LABELS):] for name, x in weights.items() if not name.startswith(_OF_ITS_OWN)}
+_PART = {_LABELS: lambda x, cfg, q: x[:1], **{name: lambda x, cfg, q: x[:q] for name in ('levels.level', 'levels.given', 'levels.vector')}, 'guess.shares': lambda x, cfg, q: x[:, :q],
+             'guess.weight': with_levels, 'bridge.around.weight': lambda x, cfg, q: with_levels(x.T, cfg, q).T}
 
 def fits_prior(
     base: BaseModel,
     cfg: PriorConfig,
 ) -> bool:
-    "Is there a base prior of this shape, for as many levels?"
-    known = _prior_of(base)
-    with torch.device('meta'): own = CodePrior(cfg).state_dict()
-    return _shapes(known) == _shapes(own) and len(known['levels.level']) >= cfg.n_quantizers
+    "Is there a base prior of this shape? Levels that it does not know are learned from nothing"
+    about = base.about.get('prior')
+    return bool(about) and about['shape'] | dict(levels=cfg.n_quantizers) == _prior_shape(cfg)
+
+def base_width(base: BaseModel) -> dict:  # fields of `PriorConfig`; none without a base prior
+    "How wide and deep the base prior is"
+    return {name: base.about['prior']['shape'][name] for name in ('d_model', 'n_layers', 'n_heads')} if base.about.get('prior') else {}
+
+def _prior_shape(cfg):
+    return dict(levels=cfg.n_quantizers, bands=cfg.n_bands, columns=cfg.max_columns, d_model=cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, code_dim=cfg.code_dim)
 
 # %% ../nbs/08a_base.ipynb #1c07ac92
 BASE_FORMAT, BASE_FILE = 'distill_base', 'base.safetensors'

@@ -701,7 +701,7 @@ BaseOut = option(Path, 'The base model to write; .safetensors is added when it h
                  '--out', '-o', metavar='FILE')
 LongMinutes = option(Optional[float], 'How long it may take, in minutes; 60 when nothing is given.', callback=_positive)
 Steps = option(Optional[int], 'Instead of minutes: steps of the optimizer, and as many for the prior; 0 with --start: only what it has not got yet.', min=0, max=100_000_000)
-PriorMinutes = option(Optional[float], 'How long its prior may take; 0: it gets none. Three fifths of --minutes when nothing is given.', min=0)
+PriorMinutes = option(Optional[float], 'How long its prior may take, or, with --start and --steps 0, go on; 0: none of it. Three fifths of --minutes when nothing is given.', min=0)
 BaseStart = option(Optional[Path], 'A base model to go on from: it has learned to see, and goes on with its codes.', '--start', metavar='FILE')
 BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
 
@@ -740,8 +740,8 @@ def find_preset(
     name:str=None, # as given; None: the defaults
 ): # a `SamplingConfig`; raises `ValueError` when the file of the preset is not whole
     "The settings that go by a name"
-    from distill.sampling import SamplingConfig, preset
-    if name is None: return SamplingConfig(top_p=0.9)
+    from distill.sampling import USUAL_SAMPLING, preset
+    if name is None: return USUAL_SAMPLING
     try: return preset(name)
     except ValueError as e:
         if e.__cause__: raise # it is there, and cannot be read

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import NamedTuple
 from .dataset import DatasetConfig, Diagnosis, MelCollection, collect, diagnose, read_folder
-from .fitting import STAGE_1_SHARE, stage_1_settings
-from .prior import ENCODING_SHARE, MEASURING_SHARE, N_EXCERPTS, prior_config_for, prior_training_config, train_prior
+from .fitting import STAGE_1_SHARE, stage_1_settings, stage_2_settings
+from .prior import ENCODING_SHARE, MEASURING_SHARE, N_EXCERPTS, prior_training_config, train_prior
 from .training import Budget, collection_health, epoch_steps, excerpt, part_of_progress, pick_device, train_vqvae
 from .vqvae import reconstruction_l1
 
@@ -118,8 +118,8 @@ def measure_training(
     model, _ = train_vqvae(collection, settings.cfg, brief(settings.training), budget, device, watch, start=settings.start)
     one = watch.cost(finish=_measuring_seconds(model, collection))
     watch, budget = _Stopwatch(part_of_progress(progress_callback, 0.5, 1)), Budget(steps=TRIAL_STEPS)
-    train_prior(model, collection, prior_config_for(model, collection, **(prior or {})), brief(prior_training_config(**(stage_2 or {}))), budget, device, watch,
-                n_windows=TRIAL_EXCERPTS)
+    second = stage_2_settings(model, collection, settings.base, prior)
+    train_prior(model, collection, second.cfg, brief(prior_training_config(**(stage_2 or {}))), budget, device, watch, n_windows=TRIAL_EXCERPTS, start=second.start)
     return TrainingEstimate(one, watch.cost(), epoch_steps(collection, settings.training.batch_size), diagnose(collection).tier.steps, str(device), settings.share)
 
 def _clocked(work):

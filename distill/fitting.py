@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STAGE_1_SHARE', 'FROM_SCRATCH_SHARE', 'WARM_TRAINING', 'WARM_VQVAE', 'EXAMPLE_COLUMNS', 'StageOne',
            'stage_1_settings', 'Exam', 'set_exam', 'take_exam', 'fit_codes', 'tell', 'collection_of', 'base_of',
-           'made_now', 'fit_prior', 'fit_model', 'unfinished', 'clear_checkpoints', 'is_finished']
+           'StageTwo', 'stage_2_settings', 'made_now', 'fit_prior', 'fit_model', 'unfinished', 'clear_checkpoints',
+           'is_finished']
 
 # %% ../nbs/08b_fitting.ipynb #aaf0fc80
 import itertools
@@ -16,16 +17,16 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import NamedTuple
 import torch
-from .base import BaseModel, fitting_base, fits_prior, start_from_base, start_prior
+from .base import BaseModel, base_width, fitting_base, fits_prior, start_from_base, start_prior
 from .dataset import DatasetConfig, MelCollection, diagnose, load_collection
 from .model import LoadedVQModel, ModelFileError, config_from_dict
-from .prior import MEASURING_SHARE, prior_config_for, prior_training_config, train_prior, unflatten_codes
-from .sampling import SamplingConfig
+from .prior import MEASURING_SHARE, PriorConfig, prior_config_for, prior_training_config, train_prior, unflatten_codes
+from .sampling import USUAL_SAMPLING
 from .spectrogram import AudioSpectrogram
 from .stream import sample_columns
 from .training import (Budget, Checkpoints, TrainingConfig, collection_health, epoch_steps, excerpt, part_of_progress,
                               pick_device, processes, together, train_vqvae)
-from .vqvae import STRIDE, ConvVQVAE, LevelHealth, VQVAEConfig, get_adaptive_vqvae_config, health_warnings, reconstruction_l1
+from .vqvae import ConvVQVAE, LevelHealth, VQVAEConfig, get_adaptive_vqvae_config, health_warnings, reconstruction_l1
 
 # %% ../nbs/08b_fitting.ipynb #16fcf0a0
 STAGE_1_SHARE, FROM_SCRATCH_SHARE = 0.4, 0.6   # of the time box: from the base model, without it
@@ -187,6 +188,26 @@ def base_of(loaded: LoadedVQModel): # a `BaseModel`, or None
     base = fitting_base(loaded.model.cfg) if about else None
     return base if base and base.about['created'] == about['created'] else None
 
+class StageTwo(NamedTuple):
+    "What stage 2 of a fit begins with"
+    cfg: PriorConfig
+    base: BaseModel   # with a prior of this shape; None: from nothing
+
+    def start(self, prior):
+        "Give a fresh prior what is known already"
+        if self.base: start_prior(prior, self.base)
+
+def stage_2_settings(
+    model: ConvVQVAE,            # stage 1
+    collection: MelCollection,
+    base: BaseModel,             # that stage 1 has started from, or None
+    prior: dict = None,          # fields of `PriorConfig` that differ from the adaptive ones
+) -> StageTwo:
+    "How the order of its codes will be learned"
+    config = lambda **usual: prior_config_for(model, collection, **{**usual, **(prior or {})})
+    warm = base and config(**base_width(base))
+    return StageTwo(warm, base) if warm and fits_prior(base, warm) else StageTwo(config(), None)
+
 # %% ../nbs/08b_fitting.ipynb #146467ee
 EXAMPLE_COLUMNS = 12  # two seconds
 
@@ -198,9 +219,9 @@ def made_now(
 ) -> dict:                   # `after`, a natural-log mel (m, f), and the `spectrogram` that it was made with
     "A new sound, to show what a prior can do by now"
     bands, levels = prior.cfg.n_bands, prior.cfg.n_quantizers
-    columns = itertools.islice(sample_columns(prior, SamplingConfig(top_p=0.9), [seed]), EXAMPLE_COLUMNS)
-    codes = unflatten_codes(torch.cat([c.codes for c in columns], 1), levels, bands).flatten(1, 2).to(loaded.device)
-    mel = loaded.model.decode(loaded.model.codes_to_embeddings(codes, (bands, EXAMPLE_COLUMNS)), (bands * STRIDE, EXAMPLE_COLUMNS * STRIDE))[0, 0]
+    columns = itertools.islice(sample_columns(prior, USUAL_SAMPLING, [seed]), EXAMPLE_COLUMNS)
+    codes = unflatten_codes(torch.cat([c.codes for c in columns], 1), levels, bands).to(loaded.device)
+    mel = loaded.model.decode_grids(codes)[0]
     return dict(after=mel.cpu().clamp(min=loaded.spectrogram_config.log_floor), spectrogram=loaded.spectrogram)
 
 # %% ../nbs/08b_fitting.ipynb #cc292926
@@ -223,13 +244,11 @@ def fit_prior(
     _check(minutes, epochs)
     ends = time.perf_counter() + 60 * minutes - spent
     collection = collection or collection_of(loaded, folder, part_of_progress(progress_callback, 0, 0.05))
-    cfg, training, base = prior_config_for(loaded.model, collection, **(prior or {})), replace(training, seed=seed), base_of(loaded)
-    if base and not fits_prior(base, cfg): base = None
+    settings, training = stage_2_settings(loaded.model, collection, base_of(loaded), prior), replace(training, seed=seed)
     budget = _budget(ends - time.perf_counter(), epochs, collection, training)
-    if checkpoints: checkpoints = _below(checkpoints, 'stage-2', minutes, epochs).of(base=base and base.about['prior'])
-    network, result, bits = train_prior(loaded.model, collection, cfg, training, budget, loaded.device, part_of_progress(progress_callback, 0.05, 1),
-                                        should_stop, checkpoints=checkpoints, on_event=on_event,
-                                        start=partial(start_prior, base=base) if base else lambda prior: None, shown=partial(made_now, loaded))
+    if checkpoints: checkpoints = _below(checkpoints, 'stage-2', minutes, epochs).of(base=settings.base and settings.base.about['prior'])
+    network, result, bits = train_prior(loaded.model, collection, settings.cfg, training, budget, loaded.device, part_of_progress(progress_callback, 0.05, 1),
+                                        should_stop, checkpoints=checkpoints, on_event=on_event, start=settings.start, shown=partial(made_now, loaded))
     scores = dict(loaded.metadata['scores'], bits_per_code=_rounded(bits.prior), unigram_bits_per_code=_rounded(bits.unigram),
                   bits_by_level=_rounded(bits.by_level), bits_per_code_by_the_second=_rounded(bits.alone),
                   bits_in_a_gap=_rounded(bits.gap))
@@ -237,7 +256,7 @@ def fit_prior(
     metadata = dict(about, scores=scores, minutes=round(about['minutes'] + result.seconds / 60, 3), notes=about.get('notes', []) + result.notes,
                     **{name: about.get(name, [])[:1] + [value] for name, value in (('steps', result.steps), ('stopped', result.stopped))})
     tell(on_event, loaded.device, 'scores', 'stage 2', result, scores=scores)
-    return replace(loaded, prior=network, prior_config=cfg, metadata=metadata,
+    return replace(loaded, prior=network, prior_config=settings.cfg, metadata=metadata,
                    training_config=dict(loaded.training_config, stage_2=asdict(training)))
 
 # %% ../nbs/08b_fitting.ipynb #24aa89c2

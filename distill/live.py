@@ -463,7 +463,7 @@ LIVE_STYLE = """<style>
 .distill-bar { height: 6px; margin: 4px 0; border-radius: 3px; background: var(--jp-border-color2, rgba(128, 128, 128, .3)); overflow: hidden }
 .distill-bar div { height: 100%; background: var(--jp-brand-color1, #1976d2) }
 .distill-warning { border-left: 3px solid var(--jp-warn-color1, orange); padding-left: 8px; margin: 2px 0 }
-.distill-example { flex: 1 1 200px; min-width: 160px }
+.distill-example { flex: 1 1 200px; min-width: 160px; max-width: 252px }
 .distill-example img { width: 100%; height: 110px; image-rendering: auto }
 .distill-example audio { width: 100% }
 </style>"""
@@ -510,7 +510,7 @@ class _Pace:
 # %% ../nbs/08c_live.ipynb #33a573f1
 def _example_box():
     import ipywidgets as widgets
-    return widgets.HTML(layout=dict(display='none', flex='1 1 200px', min_width='160px')).add_class('distill-example')
+    return widgets.HTML(layout=dict(display='none', flex='1 1 200px', min_width='160px', max_width='252px')).add_class('distill-example')
 
 class Dashboard:
     "A `Training` as a widget that draws itself again whenever something happens"

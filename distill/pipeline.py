@@ -24,7 +24,7 @@ from .audio import AudioError, explain_write_error, write_atomically
 from .export import ExportConfig, Exported, encode_sound, export_sound
 from .model import LoadedVQModel
 from .prior import unflatten_codes
-from .sampling import SamplingConfig, Stopped, resolve_seed
+from .sampling import USUAL_SAMPLING, SamplingConfig, Stopped, resolve_seed
 from .spectrogram import AudioSpectrogram, SpectrogramConfig, WaveformStream, WholeWaveform, show_mel
 from .stream import sample_columns, sample_loop, sample_one_shots
 from .vqvae import STRIDE, search_codes
@@ -58,10 +58,8 @@ class GridDecoder:
     @torch.inference_mode()
     def _advance(self, codes, open_):
         self.codes = codes if self.codes is None else torch.cat([self.codes, codes], 1)
-        h, w = self.codes.shape[:2]
-        vectors = self.loaded.model.codes_to_embeddings(self.codes.flatten(0, 1)[None].to(self.loaded.device), (h, w))
-        final = max(self.first, w - open_)
-        mel = self.loaded.model.decode(vectors, (h * STRIDE, w * STRIDE))[0, 0, :, self.first * STRIDE:final * STRIDE]
+        final = max(self.first, self.codes.shape[1] - open_)
+        mel = self.loaded.model.decode_grids(self.codes[None].to(self.loaded.device))[0, :, self.first * STRIDE:final * STRIDE]
         keep = max(0, final - self.margin)
         self.codes, self.first = self.codes[:, keep:], final - keep
         return mel.clamp(min=self.loaded.spectrogram_config.log_floor)
@@ -116,7 +114,7 @@ class ClipConfig:
     loop: bool = False             # the end runs into the start
     prompt_s: float = None         # seconds of the prompt that are gone on from; None: all of it
     guidance: float = 1.0          # how strongly the label pulls, 0–10: 1 as learned, more for clearer cases of it
-    sampling: SamplingConfig = SamplingConfig(top_p=0.9)
+    sampling: SamplingConfig = USUAL_SAMPLING
 
     def __post_init__(self):
         number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
@@ -250,8 +248,7 @@ def loop_swells(
     inside, ahead, starts = _swell(decode_to_mel(loaded, _grid(loaded, codes))), min(ahead, n), range(len(codes) - n + 1)
     rows = torch.stack([torch.cat([codes[s + n - ahead:s + n], codes[s:s + ahead]]) for s in starts])
     grids = torch.stack([_grid(loaded, row) for row in rows]).to(loaded.device)                                # (s, bands, 2·ahead, q)
-    shape = tuple(grids.shape[1:3])
-    mels = loaded.model.decode(loaded.model.codes_to_embeddings(grids.flatten(1, 2), shape), (shape[0] * STRIDE, shape[1] * STRIDE))[:, 0]
+    mels = loaded.model.decode_grids(grids)
     middle, near = ahead * STRIDE, STRIDE // 4
     seam = _swell(mels)[:, middle - near:middle + near].amax(1)
     most = torch.stack([inside[s * STRIDE + near:(s + n) * STRIDE - near - 1].amax() for s in starts])

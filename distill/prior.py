@@ -6,11 +6,12 @@
 __all__ = ['AHEAD', 'SWIFT', 'TRUST', 'LONGEST', 'LEAD', 'GAP', 'SECOND', 'GAP_WEIGHT', 'ENCODING_SHARE', 'MEASURING_SHARE',
            'N_EXCERPTS', 'FEWEST_EXCERPTS', 'flatten_codes', 'unflatten_codes', 'PriorConfig',
            'get_adaptive_prior_config', 'Block', 'neighbours', 'grid_context', 'look_ahead', 'next_given',
-           'surroundings', 'n_surroundings', 'PlaceEmbedding', 'LevelHead', 'Bridge', 'Guess', 'CodePrior',
-           'swift_here', 'StepWeights', 'step_weights', 'Context', 'CodeExcerpt', 'encode_columns',
+           'surroundings', 'n_surroundings', 'with_levels', 'PlaceEmbedding', 'LevelHead', 'Bridge', 'Guess',
+           'CodePrior', 'swift_here', 'StepWeights', 'step_weights', 'Context', 'CodeExcerpt', 'encode_columns',
            'extract_code_sequences', 'CodeBatch', 'pack_excerpts', 'stack_rows', 'random_gap', 'PackedExcerpts',
-           'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits', 'gap_examination', 'measure_bits',
-           'mean_of_all', 'NextCode', 'prior_training_config', 'prior_config_for', 'fit_guess', 'train_prior']
+           'file_sequences', 'examination', 'CodeBits', 'unigram_bits', 'prior_bits', 'gap_examination', 'gap_bits',
+           'measure_bits', 'mean_of_all', 'NextCode', 'prior_training_config', 'prior_config_for', 'fit_guess',
+           'train_prior']
 
 # %% ../nbs/06_prior.ipynb #f2320592
 import functools
@@ -173,10 +174,27 @@ def surroundings(
     band = torch.eye(n_bands, device=done.device, dtype=done.dtype).repeat(there.shape[1], 1).expand(len(done), -1, -1)
     return torch.cat([grid_context(done, n_bands), ahead, *(x.flatten(1, 2) for x in beyond), band], -1)
 
+# %% ../nbs/06_prior.ipynb #dad06c89
 def n_surroundings(cfg: PriorConfig) -> int:
     "How many numbers that is"
-    vectors = len(neighbours(cfg.n_bands)) + len(AHEAD) + 8
-    return vectors * cfg.code_dim + len(AHEAD) * cfg.n_quantizers + 1 + cfg.n_bands
+    return len(_named_surroundings(cfg, cfg.n_quantizers))
+
+def _named_surroundings(cfg, levels):  # where it is, and which vector or level
+    vector = lambda at: [(at, 'number', i) for i in range(cfg.code_dim)]
+    before, beyond = ([name for i in range(n) for name in vector((side, i))] for side, n in (('before', len(neighbours(cfg.n_bands))), ('beyond', 8)))
+    ahead = [name for at in AHEAD for name in vector(at) + [(at, 'level', i) for i in range(levels)]]
+    return before + ahead + beyond + ['share'] + [('band', i) for i in range(cfg.n_bands)]
+
+def with_levels(
+    weight,     # of what is known around a place, with the levels of `cfg` (f, o)
+    cfg: PriorConfig,
+    levels: int,
+):              # (f', o)
+    "The same with fewer levels or more: those that are gone were given where the last one is, and new ones tell nothing yet"
+    before, after = (_named_surroundings(cfg, n) for n in (cfg.n_quantizers, levels))
+    place = {name: i for i, name in enumerate(after)}
+    at = [place[(*name[:2], min(name[2], levels - 1)) if name[1] == 'level' else name] for name in before]
+    return weight.new_zeros(len(after), weight.shape[1]).index_add_(0, torch.tensor(at, device=weight.device), weight)
 
 # %% ../nbs/06_prior.ipynb #ffcfe128
 class PlaceEmbedding(nn.Module):
@@ -925,6 +943,15 @@ def gap_examination(
     return stack_rows(rows) if rows else None
 
 # %% ../nbs/06_prior.ipynb #0417e0b0
+def gap_bits(
+    prior: CodePrior,
+    sounds: list,              # `CodeExcerpt`s
+    columns: int = GAP,        # of a gap
+) -> tuple:
+    "Bits per code in gaps, knowing only what comes before, and both sides; nothing of a prior that fills none, or of sounds that are too short"
+    gaps = prior.cfg.gap_share and gap_examination(sounds, prior.cfg, columns)
+    return tuple(prior_bits(prior, rows)[gaps.counted()].mean().item() for rows in (gaps._replace(known=gaps.known & False), gaps)) if gaps else ()
+
 SECOND = 6  # columns
 
 def measure_bits(
@@ -939,9 +966,8 @@ def measure_bits(
     costs = [prior_bits(prior, exam), unigram_bits(train, exam, prior.cfg)]
     mean = lambda bits, level: bits[:, level][counted[:, level]].mean().item()
     by_level = [tuple(mean(c, slice(l, None, q)) for c in costs) for l in range(q)]
-    alone, gaps = prior_bits(prior, short)[short.counted()].mean().item(), prior.cfg.gap_share and gap_examination(test, prior.cfg)
-    gap = tuple(prior_bits(prior, rows)[gaps.counted()].mean().item() for rows in (gaps._replace(known=gaps.known & False), gaps)) if gaps else ()
-    return CodeBits(*(mean(c, slice(None)) for c in costs), by_level, alone, gap)
+    alone = prior_bits(prior, short)[short.counted()].mean().item()
+    return CodeBits(*(mean(c, slice(None)) for c in costs), by_level, alone, gap_bits(prior, test))
 
 # %% ../nbs/06_prior.ipynb #f58f8ace
 def mean_of_all(losses):  # of what counts in this process's rows (n,)
@@ -1016,11 +1042,11 @@ def fit_guess(
     excerpts: list,          # to learn from: every other one for the regression, the others for its errors
     n_rows: int = 300,       # of either
     seed: int = 0,
-    ridge: float = 30.0,     # added to the diagonal: thousands of places stand against it
+    ridge: tuple = (30.0, 1000.0),  # added to the diagonal, without a guess to begin with and with one: thousands of places stand against it
 ):
-    "Work out the straight guess"
-    x, y = _around_gaps(prior, excerpts[::2], n_rows, seed)
-    prior.guess.weight.copy_(torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], device=x.device), x.T @ y))
+    "Work out the straight guess, not far from the one that is there"
+    (x, y), ridge = _around_gaps(prior, excerpts[::2], n_rows, seed), ridge[bool(prior.guess.weight.any())]
+    prior.guess.weight += torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], device=x.device), x.T @ (y - x @ prior.guess.weight))
     x, y = _around_gaps(prior, excerpts[1::2] or excerpts, n_rows, seed + 1)
     error = y - x @ prior.guess.weight
     prior.guess.inverse.copy_(torch.linalg.inv(error.T @ error / len(error) + 0.02 * torch.eye(y.shape[1], device=x.device)))

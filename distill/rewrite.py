@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .codes import CodeGrid, CodesError, Region, check_codes
 from .model import LoadedVQModel
 from .prior import CodePrior
-from .sampling import Sampler, SamplingConfig, Stopped, resolve_seed
+from .sampling import USUAL_SAMPLING, Sampler, SamplingConfig, Stopped, resolve_seed
 
 # %% ../nbs/10a_rewrite.ipynb #86a63b76
 def _through(block, x, first, keys, values):  # places from `first` on (1, n, d); keys and values of all places (1, heads, p, d / heads)
@@ -105,7 +105,7 @@ def rewrite(
     loaded: LoadedVQModel,
     grid: CodeGrid,
     region: Region,              # the cells that are drawn anew
-    sampling: SamplingConfig = SamplingConfig(top_p=0.9),  # its seed is not looked at
+    sampling: SamplingConfig = USUAL_SAMPLING,  # its seed is not looked at
     seed: int = 0,               # the same seed gives the same codes
     label: str = '',             # a class of sound that the model knows; '': any
     progress_callback=None,      # called with (fraction, text)
@@ -136,7 +136,7 @@ def variations(
     grid: CodeGrid,
     n: int = 4,                  # how many
     keep_levels: int = 1,        # how many of the coarse levels stay as they are
-    sampling: SamplingConfig = SamplingConfig(top_p=0.9),
+    sampling: SamplingConfig = USUAL_SAMPLING,
     seed: int = 0,               # of the first; the others follow
     progress_callback=None,      # called with (fraction, text)
     should_stop=lambda: False,

@@ -6,8 +6,8 @@
 __all__ = ['STRIDE', 'SEARCH_RATE', 'SEARCH_BLOCK', 'SWEEP_STEP', 'SWEEP_CHOICES', 'SWEEP_BEND', 'TRAINING_RATE', 'latent_shape',
            'VQVAEConfig', 'get_adaptive_vqvae_config', 'ResidualBlock', 'VQEncoder', 'VQDecoder', 'LevelHealth',
            'count_codes', 'level_health', 'health_warnings', 'Quantized', 'QuantizerWrapper', 'set_codebooks',
-           'MelNorm', 'VQOutput', 'ConvVQVAE', 'codes_to_embeddings', 'search_codes', 'listening_pass', 'vqvae_loss',
-           'reconstruct_mel', 'reconstruction_l1', 'plain_vqvae_config']
+           'MelNorm', 'VQOutput', 'ConvVQVAE', 'codes_to_embeddings', 'decode_grids', 'search_codes', 'listening_pass',
+           'vqvae_loss', 'reconstruct_mel', 'reconstruction_l1', 'plain_vqvae_config']
 
 # %% ../nbs/04_vqvae.ipynb #d112dece
 import itertools
@@ -323,7 +323,15 @@ def codes_to_embeddings(
         raise ValueError(f'{indices.shape[1]} positions do not fill a grid of {tuple(spatial_shape)}')
     return self.quantizer.embed(indices).mT.unflatten(2, tuple(spatial_shape))
 
-ConvVQVAE.codes_to_embeddings = codes_to_embeddings
+def decode_grids(
+    self: ConvVQVAE,
+    grids,          # codes (b, h, w, q)
+):                  # natural-log mels (b, n_mels, frames), whole columns
+    "The log-mels that whole grids of codes stand for"
+    shape = tuple(grids.shape[1:3])
+    return self.decode(self.codes_to_embeddings(grids.flatten(1, 2), shape), tuple(n * STRIDE for n in shape))[:, 0]
+
+ConvVQVAE.codes_to_embeddings, ConvVQVAE.decode_grids = codes_to_embeddings, decode_grids
 
 # %% ../nbs/04_vqvae.ipynb #e033f183
 SEARCH_RATE, SEARCH_BLOCK = 0.04, 64  # of the vectors' deviation, falling to 0; columns at a time
