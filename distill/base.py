@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRETRAINING_DATA', 'PRETRAINING', 'QUANTIZED_SHARE', 'QUANTIZED_RATE', 'BASE_CODES', 'BASE_LEVELS', 'NUMBERED',
-           'BASE_PRIOR', 'GUESS_ROWS', 'DIALECT_SHARE', 'BASE_FORMAT', 'BASE_FILE', 'PretrainingWindows', 'Pretraining',
+           'BASE_PRIOR', 'DIALECT_SHARE', 'GUESS_ROWS', 'BASE_FORMAT', 'BASE_FILE', 'PretrainingWindows', 'Pretraining',
            'BaseModel', 'go_on_from', 'pretrain', 'fit_codebooks', 'base_tensors', 'Dialect', 'Dialects',
            'pretrain_prior', 'start_prior', 'fits_prior', 'base_width', 'base_path', 'save_base', 'load_base',
            'start_from_base', 'fitting_base']
@@ -151,8 +151,7 @@ def pretrain(
                  synthesised=windows.made, shape=_shape(cfg), steps=[r.steps for r in results], minutes=[round(r.seconds / 60, 1) for r in results], seed=seed,
                  held_out_log_mel_l1=[round(r.best, 4) for r in results], before=start and start.about, library_version=__version__)
     kept = {} if results else _prior_of(start)                        # other networks would be another language to it
-    if kept: about['prior'] = start.about['prior']
-    return BaseModel({**base_tensors(model, codebooks), **_as_prior(kept)}, about)
+    return BaseModel({**base_tensors(model, codebooks), **_as_prior(kept)}, {**about, **(dict(prior=start.about['prior']) if kept else {})})
 
 # %% ../nbs/08a_base.ipynb #71b090b8
 @torch.no_grad()
@@ -197,7 +196,8 @@ BASE_PRIOR = PriorConfig(n_quantizers=6, dropout=0.1, gap_share=0.5)
 def _prior_of(base): return {name.removeprefix('prior.'): x for name, x in base.tensors.items() if name.startswith('prior.')}
 def _as_prior(weights): return {f'prior.{name}': x for name, x in weights.items()}
 
-GUESS_ROWS = 1500  # with gaps, for the straight guess of a dialect
+DIALECT_SHARE = 0.03  # of the time, for each dialect beyond the first
+GUESS_ROWS = 1500     # with gaps, for the straight guess of a dialect
 
 class Dialect:
     "How one model writes sounds down"
@@ -273,8 +273,6 @@ def _write_down(model, windows, collection, columns, n_excerpts, progress_callba
     return Dialect(model.quantizer.codebooks.detach(), excerpts, file_sequences(model, excerpt(collection.valid, 4000)))
 
 # %% ../nbs/08a_base.ipynb #244e8367
-DIALECT_SHARE = 0.03  # of the time, for each dialect beyond the first
-
 def pretrain_prior(
     base: BaseModel,
     folder,                          # recordings, searched with its sub-folders

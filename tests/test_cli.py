@@ -219,9 +219,14 @@ def test_pretrain(w, tmp_path, small_base):
     alone = report('pretrain', w.sounds, '-o', tmp_path/'b', '--steps', 1, '--prior-minutes', 0, '--device', 'cpu')
     assert alone['model'].endswith('b.safetensors') and 'prior' not in alone
     done = run('pretrain', w.sounds, '-o', tmp_path/'same', '--start', tmp_path/'base.safetensors', '--steps', 0, '--device', 'cpu')
-    assert done.exit_code==0 and 'Likeness not measured' in done.stdout and ' 0 steps' in done.stdout
-    before, after = (load_base(tmp_path/f'{name}.safetensors').tensors for name in ('base', 'same'))
-    assert before.keys()==after.keys() and all((after[name]==x).all() for name, x in before.items())    # nothing was missing
+    assert done.exit_code==0, done.stderr
+    before, after = (load_base(tmp_path/f'{name}.safetensors') for name in ('base', 'same'))
+    assert before.about==after.about and before.tensors.keys()==after.tensors.keys()                           # nothing was missing
+    assert all((after.tensors[name]==x).all() for name, x in before.tensors.items())
+    on = report('pretrain', w.sounds, '-o', tmp_path/'on', '--start', tmp_path/'base.safetensors', '--steps', 0, '--prior-minutes', 0.05, '--device', 'cpu')
+    assert on['prior']['before']==about['prior'] and on['steps']==about['steps']                               # the prior alone went on
+    only_codebooks = dict(about, held_out_log_mel_l1=[], steps=[], minutes=[])
+    assert any('Likeness not measured' in line for line in cli.base_lines(only_codebooks, tmp_path/'base.safetensors', tmp_path))
 
 
 @pytest.mark.parametrize('l1, kept', [(0.5, True), (float('inf'), False)], ids=['late', 'early'])
