@@ -255,6 +255,7 @@ class _NextVector(NextCode):
             bits.append(gap_bits(self.prior, dialect.held_out))
         return [round(sum(side) / len(side), 3) for side in zip(*bits)]
 
+# %% ../nbs/08a_base.ipynb #83af1546
 def _learn_dialect(base, codes, collection, budget, seed, device, should_stop):  # without a budget: the base model as it is
     "A model that starts from the base model and goes on with a twelfth of the recordings"
     model, windows = ConvVQVAE(codes).to(device), MelWindows(collection, PRETRAINING.batch_size, seed)
@@ -271,6 +272,13 @@ def _write_down(model, windows, collection, columns, n_excerpts, progress_callba
     "A dialect: what there is to learn from, in the codes of one model"
     excerpts = extract_code_sequences(model, windows, columns, n_excerpts, progress_callback=progress_callback)
     return Dialect(model.quantizer.codebooks.detach(), excerpts, file_sequences(model, excerpt(collection.valid, 4000)))
+
+def _prior_to_train(cfg, base):
+    "Goes on from the base model's, if that has this shape"
+    prior = CodePrior(cfg)
+    nn.init.normal_(prior.levels.vector, std=0.02)
+    if fits_prior(base, cfg): start_prior(prior, base)
+    return prior
 
 # %% ../nbs/08a_base.ipynb #244e8367
 def pretrain_prior(
@@ -292,16 +300,16 @@ def pretrain_prior(
     "Train a prior for sounds of all kinds, which reads vectors and no numbers; goes on from the one that is there, if it has this shape"
     device, tell = pick_device(device), lambda low, high: part_of_progress(progress_callback, low, high)
     budget = lambda share: Budget(steps=max(1, round(share * steps))) if steps else Budget(minutes=share * minutes)
-    collection, cfg = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.05)), replace(cfg, codebook_size=codes.codebook_size, n_quantizers=codes.n_quantizers)
+    collection, dialects = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.05)), []
+    cfg = replace(cfg, codebook_size=codes.codebook_size, n_quantizers=codes.n_quantizers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         windows = PretrainingWindows(collection, 1, seed, n_synthesised, progress_callback=tell(0.05, 0.1))
-        models = lambda: (_learn_dialect(base, codes, collection, i and budget(DIALECT_SHARE), seed + i, device, should_stop) for i in range(n_dialects))
-        dialects = [_write_down(model, windows, collection, cfg.max_columns, n_excerpts, tell(0.1 + 0.2 * i / n_dialects, 0.3)) for i, model in enumerate(models())
-                    if i == 0 or not should_stop()]
-        prior = CodePrior(cfg).to(device)
-        nn.init.normal_(prior.levels.vector, std=0.02)
-        if before := fits_prior(base, cfg): start_prior(prior, base)
+        for i in range(n_dialects):
+            if dialects and should_stop(): break
+            model = _learn_dialect(base, codes, collection, i and budget(DIALECT_SHARE), seed + i, device, should_stop)
+            dialects.append(_write_down(model, windows, collection, cfg.max_columns, n_excerpts, tell(0.1 + 0.2 * i / n_dialects, 0.3)))
+        prior = _prior_to_train(cfg, base).to(device)
         objective = _NextVector(prior, dialects)
         result = train(objective, own_share(Dialects(prior, dialects, PRETRAINING.batch_size, seed), PRETRAINING.batch_size, device),
                        prior_training_config(ema_decay=0.999, patience=1.0, seed=seed), budget(1 - DIALECT_SHARE * (n_dialects - 1)), device,
@@ -309,7 +317,7 @@ def pretrain_prior(
     if not math.isfinite(result.best): return base                    # stopped before there was anything to keep
     about = dict(steps=result.steps, minutes=round(result.seconds / 60, 1), bits_per_code=round(result.best, 3), bits_in_a_gap=objective.gap_bits(), shape=_prior_shape(cfg), dialects=len(dialects),
                  excerpts=n_excerpts, seed=seed, recordings=len(collection.names), synthesised=windows.made,
-                 collection=collection.files.fingerprint, before=base.about['prior'] if before else None, library_version=__version__)
+                 collection=collection.files.fingerprint, before=base.about['prior'] if fits_prior(base, cfg) else None, library_version=__version__)
     dialects[0].speak(prior)                                          # of the base model itself
     known = {name: x.detach().half().cpu() for name, x in prior.state_dict().items() if not name.startswith(_OF_ITS_OWN)}
     return BaseModel({**base.tensors, **_as_prior(known)}, {**base.about, 'prior': about})
@@ -322,12 +330,11 @@ def start_prior(
     base: BaseModel,
 ):
     "Give a prior what the base prior knows: everything but the numbers of codes"
-    own, q = prior.state_dict(), prior.cfg.n_quantizers
+    own, q, known = prior.state_dict(), prior.cfg.n_quantizers, replace(prior.cfg, n_quantizers=base.about['prior']['shape']['levels'])
     for name in NUMBERED: own[name].zero_()
     for name, x in _prior_of(base).items():
-        if name in _PART: x = _PART[name](x.float(), replace(prior.cfg, n_quantizers=base.about['prior']['shape']['levels']), q)
-        known = tuple(map(slice, x.shape))                                          # there may be more levels, and classes of sound
-        own[name][known] = x[known].to(own[name])
+        if name in _PART: x = _PART[name](x.float(), known, q)
+        own[name][tuple(map(slice, x.shape))] = x.to(own[name])                     # there may be more levels, and classes of sound
 
 _PART = {_LABELS: lambda x, cfg, q: x[:1], **{name: lambda x, cfg, q: x[:q] for name in ('levels.level', 'levels.given', 'levels.vector')}, 'guess.shares': lambda x, cfg, q: x[:, :q],
              'guess.weight': with_levels, 'bridge.around.weight': lambda x, cfg, q: with_levels(x.T, cfg, q).T}

@@ -946,10 +946,9 @@ def gap_examination(
 def gap_bits(
     prior: CodePrior,
     sounds: list,              # `CodeExcerpt`s
-    columns: int = GAP,        # of a gap
 ) -> tuple:
     "Bits per code in gaps, knowing only what comes before, and both sides; nothing of a prior that fills none, or of sounds that are too short"
-    gaps = prior.cfg.gap_share and gap_examination(sounds, prior.cfg, columns)
+    gaps = prior.cfg.gap_share and gap_examination(sounds, prior.cfg)
     return tuple(prior_bits(prior, rows)[gaps.counted()].mean().item() for rows in (gaps._replace(known=gaps.known & False), gaps)) if gaps else ()
 
 SECOND = 6  # columns
