@@ -11,8 +11,8 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from .codes import CodeGrid, check_codes, encode
-from .controls import (STYLE, CardList, Job, SaveSettings, SoundCard, SoundPicker, Workspace, button, card_parts, checked_name, control,
-                              free_path, in_words, row, show_words)
+from .controls import (STYLE, CardList, Job, SaveSettings, SoundCard, SoundPicker, Workspace, button, card_parts, checked_name, close_all,
+                              control, free_path, in_words, new_name, row, show_words)
 from .editor import CodeEditor
 from .sampling import Stopped
 
@@ -27,6 +27,7 @@ class _CodesView(widgets.VBox):
         self.path = control(widgets.Text, 'codes-path', 'Codes file', 'An .npz file that was saved here or by `distill encode`',
                             placeholder='path of an .npz file', continuous_update=False)
         self.open_button = button('codes-open', 'Open', 'folder-open', 'Open codes that were saved')
+        self.back_button = button('codes-back', 'Back', 'undo', 'Return to what was edited before, with all its changes', layout=dict(display='none'))
         self.box, self.list, self.saving = widgets.VBox(), CardList().add_class('distill-sounds'), SaveSettings(folder)
         self.name = control(widgets.Text, 'codes-name', 'Save codes as', 'Without an ending; it goes to the folder below', continuous_update=False)
         self.save_button = button('codes-save', 'Save codes', 'download', 'Write an .npz file: the grid, and which model it belongs to')
@@ -35,29 +36,29 @@ class _CodesView(widgets.VBox):
         self.after.layout.display, self.path.layout.flex = 'none', '1 1 200px'
         more = widgets.Accordion([self.saving], titles=('Where sounds and codes are saved, and as what',)).add_class('distill-more')
         style = widgets.HTML(STYLE, layout=dict(display='none'))
-        super().__init__([style, self.title, self.picker, row(self.path, self.open_button), row(self.encode_button, self.halt), self.status,
+        super().__init__([style, self.title, self.picker, row(self.path, self.open_button), row(self.encode_button, self.halt, self.back_button), self.status,
                           self.box, self.after, more])
         self.add_class('distill-panel').add_class('distill-codes').add_class('distill-wide')
 
     def show_running(self, running):
         "What can be clicked"
-        for b in (self.encode_button, self.open_button, self.render): b.disabled = running or self.workspace.loaded is None
+        for b in (self.encode_button, self.open_button, self.render, self.back_button): b.disabled = running or self.workspace.loaded is None
         self.halt.disabled = not running
 
 # %% ../nbs/13d_codes_panel.ipynb #9ac53163
 class CodesPanel(_CodesView):
     "A sound as codes: encode, edit, decode, play, save"
-    most = 6   # sounds that are kept in sight
     def __init__(
         self,
         model,       # a `LoadedVQModel`, or a `Workspace`
         folder='.',  # where files go at first
     ):
         self.workspace = model if isinstance(model, Workspace) else Workspace(model)
-        self.job, self.editor, self.error, self.made = Job(self.show_running, patience=0.2), None, None, 0
+        self.job, self.error, self.made = Job(self.show_running, patience=0.2), None, 0
+        self.editor, self.before = None, None         # the one that is open; the one before it, if something was changed there
         super().__init__(folder)
         for b, do in ((self.encode_button, self.encode), (self.open_button, self.open_codes), (self.render, self.keep_sound),
-                      (self.save_button, self.save_codes), (self.halt, self.stop)):
+                      (self.save_button, self.save_codes), (self.halt, self.stop), (self.back_button, self.go_back)):
             b.on_click(lambda _, do=do: do())
         self.workspace.observe(self._meet, 'loaded')
         self._meet()
@@ -125,13 +126,30 @@ def _open_codes(self):
 CodesPanel._start, CodesPanel.encode, CodesPanel._source, CodesPanel.open_codes = _start, _encode, _source, _open_codes
 
 # %% ../nbs/13d_codes_panel.ipynb #8c75a135
+def _edited(editor): return editor.history.now is not editor.history.first
+
 def _show_editor(self, editor: CodeEditor) -> str: # words about it
-    "Open another grid"
+    "Open another grid; one that was changed stays within reach"
     before, self.editor, grid, name = self.editor, editor, editor.grid, editor.about['title']
     self.box.children, self.name.value, self.after.layout.display = [editor], name, None
-    if before is not None: before.stop(); before.close()
-    return f'{name}: {grid.seconds:.4g} s, {grid.bands} bands × {grid.columns} columns × {grid.levels} levels of codes'
+    if before is not None:
+        before.stop()
+        left = self.before if _edited(before) else before
+        if left not in (None, editor): left.close()
+        if _edited(before): self.before = before
+        elif self.before is editor: self.before = None
+    back = self.before is not None
+    self.back_button.layout.display = None if back else 'none'
+    more = f'. Back returns to {self.before.about["title"]}, with its changes' if back else ''
+    return f'{name}: {grid.seconds:.4g} s, {grid.bands} bands × {grid.columns} columns × {grid.levels} levels of codes{more}'
 
+def _go_back(self):
+    "What Back does: what was edited before is open again"
+    if self.before is not None and not self.job.running: show_words(self.status, self.show_editor(self.before))
+
+CodesPanel.show_editor, CodesPanel.go_back = _show_editor, _go_back
+
+# %% ../nbs/13d_codes_panel.ipynb #a55c5a29
 def _keep_sound(self):
     "What Keep the sound does: a card for the codes as they are now"
     editor, name = self.editor, self.name.value or 'codes'
@@ -147,14 +165,14 @@ def _keep_sound(self):
         card = SoundCard(clip, f'{name}-{self.made}', self.saving, title, parts, (away,))
         away.on_click(lambda _: self._discard(card))
         self.workspace.add(f'{name}, version {self.made}', clip)
-        self.list.cards, late = [card, *self.list.cards[:self.most - 1]], self.list.cards[self.most - 1:]
-        for o in late: self.workspace.remove(o.clip)
+        self.list.cards = [card, *self.list.cards]
         return 'Here is the sound of it, below the editor'
     if self.editor is not None: self._start('Making the sound…', work, done)
 
 def _discard_sound(self, card):
     self.list.cards = [o for o in self.list.cards if o is not card]
     self.workspace.remove(card.clip)
+    close_all(card)
 
 def _save_codes(self) -> Path | None: # where they are; None if that went wrong, and `status` says why
     "What Save codes does: an `.npz` file under a name that is free"
@@ -165,7 +183,7 @@ def _save_codes(self) -> Path | None: # where they are; None if that went wrong,
     except Exception as e:
         self.error = e
         return show_words(self.status, in_words(e), error=True)
-    show_words(self.status, f'Saved as {path}')
+    show_words(self.status, f'{new_name(wanted, path)}Saved as {path}')
     return path
 
-CodesPanel.show_editor, CodesPanel.keep_sound, CodesPanel.save_codes, CodesPanel._discard = _show_editor, _keep_sound, _save_codes, _discard_sound
+CodesPanel.keep_sound, CodesPanel.save_codes, CodesPanel._discard = _keep_sound, _save_codes, _discard_sound

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROW', 'GREY', 'RATES', 'STYLE', 'in_words', 'as_html', 'show_words', 'Job', 'control', 'slider', 'checkbox', 'button',
-           'side_by_side', 'row', 'flag', 'spectrogram_png', 'Listener', 'rates_for', 'bits_for', 'checked_name',
-           'free_path', 'save_take', 'SaveSettings', 'card_parts', 'SoundCard', 'CardList', 'Workspace', 'SoundPicker']
+           'side_by_side', 'row', 'close_all', 'flag', 'spectrogram_png', 'Listener', 'rates_for', 'bits_for',
+           'checked_name', 'free_path', 'new_name', 'save_take', 'SaveSettings', 'card_parts', 'SoundCard', 'CardList',
+           'Workspace', 'SoundPicker']
 
 # %% ../nbs/13_controls.ipynb #7ea1f0f0
 import html, io, itertools, re, tempfile, threading, uuid
@@ -40,9 +41,9 @@ def as_html(
     text: str,          # plain text, of any origin
     error: bool=False,  # whether it is bad news
 ) -> str: # safe HTML
-    "Plain text for an HTML widget"
+    "Plain text for an HTML widget; a screen reader says it when it changes"
     safe = html.escape(text).replace('\n', '<br>')
-    return f'<div class="distill-error" role="alert">{safe}</div>' if error else f'<div>{safe}</div>'
+    return f'<div class="distill-error" role="alert">{safe}</div>' if error else f'<div role="status">{safe}</div>'
 
 # %% ../nbs/13_controls.ipynb #9eacfd8f
 def show_words(
@@ -147,6 +148,12 @@ ROW = dict(flex_flow='row wrap', align_items='center', width='100%')  # wraps wh
 
 def row(*children): return widgets.HBox(children, layout=ROW)
 
+def close_all(*found):
+    "Widgets and all that is in them: neither the kernel nor the page holds them any more"
+    for widget in found:
+        close_all(*getattr(widget, 'children', ()))
+        widget.close()
+
 # %% ../nbs/13_controls.ipynb #8ad19225
 @contextmanager
 def flag(owner, name):
@@ -179,12 +186,13 @@ const wake = () => { try { ctx ??= new AudioContext(); if (ctx.state == 'suspend
 function initialize({model}) {
   const e = {peaks: [], got: 0, total: 0, rate: 48000, id: -1, next: 0, lead: .05, sources: new Set(), parts: [], done: true, views: new Set()};
   engines.set(model.get('key'), e);
-  for (const kind of ['pointerdown', 'keydown']) document.addEventListener(kind, wake, true);
-  e.running = () => !!ctx && ctx.state == 'running';
+  const woken = () => wake(), others = o => o.detail !== e && e.sources.size && e.silence();
+  const heard = [['pointerdown', woken], ['keydown', woken], ['play', others], ['distill-play', others]];
+  e.listen = on => heard.forEach(([kind, f]) => document[on](kind, f, true));
+  e.listen('addEventListener');
+  e.running = () => !!ctx && ctx.state == 'running'; e.show = () => { for (const v of e.views) v(); };
   e.silence = () => { for (const s of e.sources) try { s.stop(); } catch (x) {} e.sources.clear(); e.muted = true; e.show(); };
-  e.show = () => { for (const v of e.views) v(); };
-  e.at = () => { const p = e.parts.findLast(p => p.when <= ctx.currentTime);
-    return p ? Math.min(p.from + (ctx.currentTime - p.when) * e.rate, p.to) : 0; };
+  e.at = () => { const p = e.parts.findLast(p => p.when <= ctx.currentTime); return p ? Math.min(p.from + (ctx.currentTime - p.when) * e.rate, p.to) : 0; };
   e.play = wav => {
     const buffer = ctx.createBuffer(1, wav.length, e.rate), source = ctx.createBufferSource(), now = ctx.currentTime;
     buffer.copyToChannel(wav, 0);
@@ -198,7 +206,6 @@ function initialize({model}) {
     source.start(e.next); e.next += buffer.duration;
     e.sources.add(source); source.onended = () => { e.sources.delete(source); e.show(); };
   };
-  for (const kind of ['play', 'distill-play']) document.addEventListener(kind, o => o.detail !== e && e.sources.size && e.silence(), true);
   model.on('msg:custom', (m, buffers) => {
     if (m.kind == 'begin') {
       e.silence(); wake();
@@ -221,6 +228,7 @@ _VIEW = """
     if (!e.muted && e.running()) e.play(wav);
     e.got += wav.length;
   };
+  return () => { e.silence(); e.listen('removeEventListener'); engines.delete(model.get('key')); };
 }
 function render({model, el}) {
   const e = engines.get(model.get('key')), canvas = document.createElement('canvas'), line = document.createElement('div');
@@ -334,11 +342,15 @@ def checked_name(
 def free_path(
     path: Path,
 ) -> Path: # the same, or with a number: kick.wav, kick-2.wav, kick-3.wav …
-    "A path at which there is nothing yet, and no sidecar beside it"
+    "A path at which there is nothing yet, and no sidecar beside it; `new_name` says so"
     taken = lambda p: p.exists() or p.with_name(f'{p.name}.json').exists()
     number, free = 1, path
     while taken(free): number, free = number + 1, path.with_name(f'{path.stem}-{number + 1}{path.suffix}')
     return free
+
+def new_name(wanted: Path, path: Path) -> str: # '' where they are the same
+    "Why a file is not called what was wanted, in words"
+    return f'There was a {wanted.name} already, so this one has a number. ' if path.name != wanted.name else ''
 
 # %% ../nbs/13_controls.ipynb #fb59cab8
 def save_take(
@@ -352,10 +364,9 @@ def save_take(
     wanted = Path(folder.strip()).expanduser()/f'{checked_name(name)}{suffix}'
     done = clip.export(free_path(wanted), cfg)
     path = done.path.absolute()
-    there = f'There was a {wanted.name} already, so this one has a number. ' if path.name != wanted.name else ''
     level = f'{done.lufs:.1f} LUFS' if done.lufs is not None else 'silent'
     found = '\nListen once more: ' + '; '.join(done.notes) if done.notes else ''
-    return path, f'{there}Saved as {path}, {level}\nIts settings are beside it in {path.name}.json{found}'
+    return path, f'{new_name(wanted, path)}Saved as {path}, {level}\nIts settings are beside it in {path.name}.json{found}'
 
 # %% ../nbs/13_controls.ipynb #bd35356a
 _LOUDNESS = (('as it is', 'as it is'), ('-14 LUFS: streaming', -14.0), ('-16 LUFS: podcasts', -16.0), ('-23 LUFS: broadcasting', -23.0))
@@ -425,6 +436,14 @@ def card_parts(
 # %% ../nbs/13_controls.ipynb #c18052d0
 _AGES = itertools.count()
 
+class _Player(widgets.Audio):
+    "A page shows the tooltip of what has a description, be it an empty one"
+    description = traitlets.Unicode('').tag(sync=True)
+
+class _Picture(widgets.Image):
+    "The same"
+    description = traitlets.Unicode('').tag(sync=True)
+
 class SoundCard(widgets.VBox):
     "A sound to play, look at, name and save"
     def __init__(
@@ -439,8 +458,8 @@ class SoundCard(widgets.VBox):
         self.clip, self.settings, self.error = clip, settings, None
         (sound, picture), loop = parts or card_parts(clip), bool(clip.settings.get('loop'))
         self.title, self.status = widgets.HTML().add_class('distill-card-title'), widgets.HTML().add_class('distill-saved')
-        self.player = widgets.Audio(value=sound, format='wav', autoplay=False, loop=loop).add_class('distill-player')
-        self.picture = widgets.Image(value=picture, format='png').add_class('distill-spectrogram')
+        self.player = _Player(value=sound, format='wav', autoplay=False, loop=loop, tooltip=title or name).add_class('distill-player')
+        self.picture = _Picture(value=picture, format='png', tooltip=f'Spectrogram of {title or name}').add_class('distill-spectrogram')
         self.name = widgets.Text(name, tooltip='File name, without an ending', continuous_update=False).add_class('distill-name')
         self.button = button('save', 'Save', 'download', 'Write it to a file in the folder below, its settings beside it')
         self.button.on_click(lambda _: self.save())

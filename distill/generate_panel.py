@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 import ipywidgets as widgets
 
 from .controls import (ROW, STYLE, CardList, Job, Listener, SaveSettings, SoundCard, SoundPicker, Workspace, button, card_parts, checkbox, control,
-                              flag, in_words, row, show_words, side_by_side, slider)
+                              close_all, flag, in_words, row, show_words, side_by_side, slider)
 from .model import LoadedVQModel
 from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips
 from .sampling import (PER_LEVEL, PRESETS, USUAL_SAMPLING, SamplingConfig, Stopped, delete_preset, list_presets, preset, resolve_seed,
@@ -302,7 +302,7 @@ class TakeCard(SoundCard):
 # %% ../nbs/13b_generate_panel.ipynb #b957ff68
 class TakeHistory(widgets.VBox):
     "Takes, the newest first, to compare, keep and discard"
-    most = 12    # takes that are not kept
+    most, back = 12, 5    # takes that are not kept; how many discards can be undone
     def __init__(
         self,
         workspace: Workspace,
@@ -333,29 +333,37 @@ class TakeHistory(widgets.VBox):
 
 # %% ../nbs/13b_generate_panel.ipynb #0e310c21
 def _add_take(self, clip, parts, model_name='', prompt=None) -> TakeCard:
-    "A new take; what has no room any more goes"
+    "A new take"
     self.number += 1
     card = TakeCard(self.number, clip, suggest_name(model_name, clip.settings['sampling']['seed']), self.settings, parts, prompt)
     card.keep.observe(lambda change: self._show(), 'value')
     card.discard.on_click(lambda _: self.discard([card]))
     self.cards = [card, *self.cards]
     self.workspace.add(f'take {self.number}', clip)
-    late = [c for c in self.cards if not c.keep.value][self.most:]
-    if late: self._drop(late)
     self._show()
     return card
 
-def _drop(self, cards):
-    self.cards = [c for c in self.cards if c not in cards]
-    for card in cards: self.workspace.remove(card.clip)
+def _make_room(
+    self,
+    new: int = 1,  # how many have just come: they stay in any case
+) -> int:          # how many went
+    "Discard the oldest of those that are not kept, where there are too many"
+    late = [c for c in self.cards if not c.keep.value][max(self.most, new):]
+    self.discard(late)
+    return len(late)
 
 def _discard(self, cards):
     "Away with some; `bring_back` undoes it"
     if not cards: return
     self.gone.append(list(cards))
-    self._drop(cards)
+    if len(self.gone) > self.back: close_all(*self.gone.pop(0))
+    self.cards = [c for c in self.cards if c not in cards]
+    for card in cards: self.workspace.remove(card.clip)
     self._show()
 
+TakeHistory.add, TakeHistory.make_room, TakeHistory.discard = _add_take, _make_room, _discard
+
+# %% ../nbs/13b_generate_panel.ipynb #5ba1fb2c
 def _discard_others(self):
     "Away with all that are not kept"
     self.discard([c for c in self.cards if not c.keep.value])
@@ -375,8 +383,7 @@ def _save_all(self) -> list: # of `Path`
     show_words(self.status, f'Saved {len(paths) - missed} of {len(paths)} in {self.settings.folder.value}', error=bool(missed))
     return [p for p in paths if p]
 
-TakeHistory.add, TakeHistory._drop, TakeHistory.discard, TakeHistory.discard_others = _add_take, _drop, _discard, _discard_others
-TakeHistory.bring_back, TakeHistory.save_all = _bring_back, _save_all
+TakeHistory.discard_others, TakeHistory.bring_back, TakeHistory.save_all = _discard_others, _bring_back, _save_all
 
 # %% ../nbs/13b_generate_panel.ipynb #c3440e44
 def _kinds(labels): return [('any', ''), *((o, o) for o in labels)]
@@ -407,7 +414,7 @@ class SoundControls(widgets.VBox):
     ):
         fields = _sound_fields(labels)
         self.label, self.duration, self.until_end, self.loop, self.count, self.stitch, self.crossfade, self.guidance = fields
-        self.more = self.stitch, self.crossfade, self.guidance
+        self.more, self.prompted = (self.stitch, self.crossfade, self.guidance), False
         super().__init__([side_by_side(self.label, self.duration, row(self.until_end, self.loop), self.count)])
         for widget in (self.until_end, self.loop, self.stitch, self.label): widget.observe(self._follow, 'value')
         self.suit(labels)
@@ -419,11 +426,17 @@ class SoundControls(widgets.VBox):
         self.label.value = before if before in labels else ''
         self.label.layout.display = None if labels else 'none'
 
+    def suit_prompt(self, prompted: bool):
+        "What goes on from a sound is made in one go, and is no loop"
+        self.prompted = prompted
+        self._follow()
+
     def _follow(self, change=None):
+        if self.prompted: self.stitch.value, self.loop.value = 'continue', False
         pieces, self.guidance.disabled = self.stitch.value == 'crossfade', not self.label.value
         if pieces: self.until_end.value = self.loop.value = False
-        self.crossfade.disabled, self.duration.disabled = not pieces, self.until_end.value
-        self.until_end.disabled, self.loop.disabled = pieces or self.loop.value, pieces or self.until_end.value
+        self.crossfade.disabled, self.duration.disabled, self.stitch.disabled = not pieces, self.until_end.value, self.prompted
+        self.until_end.disabled, self.loop.disabled = pieces or self.loop.value, pieces or self.prompted or self.until_end.value
 
     def config(self, sampling: SamplingConfig) -> ClipConfig:
         "What is asked for, with these settings of the sampler"
@@ -468,7 +481,8 @@ class _GenerateView(widgets.VBox):
     def __init__(self, folder):
         importlib.import_module('matplotlib.pyplot')  # slow the first time, and then a Stop would have to wait
         self.sampling, self.sound, self.prompt = SamplingControls(), SoundControls(), PromptRow(self.workspace)
-        self.presets, self.saving = PresetRow(self.sampling), SaveSettings(folder)
+        self.presets, self.saving, chosen = PresetRow(self.sampling), SaveSettings(folder), self.prompt.picker.source
+        chosen.observe(lambda change: self.sound.suit_prompt(chosen.value != 'nothing'), 'value')
         self.title, self.status = widgets.HTML().add_class('distill-title'), widgets.HTML().add_class('distill-status')
         self.go = button('go', 'Generate', 'play', 'Make a new take', button_style='primary')
         self.halt = button('stop', 'Stop', 'stop', 'Give this take up; those before it stay', disabled=True)
@@ -557,9 +571,11 @@ def _finish(self, made, error):
     if error is None:
         takes, name, chosen = made
         for clip, parts in takes: self._add(clip, parts, name, chosen)
+        gone = self.takes.make_room(len(takes))
         self.listener.end()
         many = f'{len(takes)} takes, ' if len(takes) > 1 else f'{takes[0][0].seconds:g} s, '
-        show_words(self.status, f"Done: {many}seed {takes[0][0].settings['sampling']['seed']}")
+        room = f". The {f'{gone} oldest takes' if gone > 1 else 'oldest take'} that you have not kept made room: Undo brings {'them' if gone > 1 else 'it'} back" if gone else ''
+        show_words(self.status, f"Done: {many}seed {takes[0][0].settings['sampling']['seed']}{room}")
     else:
         self.listener.silence()
         self.error = None if isinstance(error, Stopped) else error
@@ -575,19 +591,21 @@ def _restore(self, card: TakeCard):
     "Set everything as it was for a take"
     about, options = card.clip.settings, [v for _, v in self.prompt.picker.source.options]
     cfg = ClipConfig.from_dict({f.name: about[f.name] for f in fields(ClipConfig) if f.name in about})
+    there = any(v is card.prompt for v in options)
+    self.prompt.picker.source.value = card.prompt if there else 'nothing'
     self.sound.set(cfg)
     self.sampling.set(cfg.sampling)
     self.sound.count.value, self.prompt.seconds.value = 1, cfg.prompt_s or 0
-    there = any(v is card.prompt for v in options)
-    self.prompt.picker.source.value = card.prompt if there else 'nothing'
     show_words(self.status, f'Set as for take {card.number}' + ('' if there else ', but what it went on from is gone'))
 
 def _go_on(self, card: TakeCard):
     "Let the next take begin with this one"
-    self.prompt.picker.source.value = card.clip
-    longer = card.clip.seconds + 1 - self.sound.duration.value
-    if longer > 0 and not self.sound.until_end.value: self.sound.duration.value = min(30, self.sound.duration.value + longer + 4)
-    show_words(self.status, f'The next take goes on from take {card.number}')
+    self.prompt.picker.source.value, most = card.clip, self.sound.duration.max
+    whole = card.clip.seconds + 1 <= most
+    if not whole: self.prompt.seconds.value = self.prompt.seconds.max                    # nothing would be left to make
+    longer = (card.clip.seconds if whole else self.prompt.seconds.value) + 1 - self.sound.duration.value
+    if longer > 0 and not self.sound.until_end.value: self.sound.duration.value = min(most, self.sound.duration.value + longer + 4)
+    show_words(self.status, f'The next take goes on from take {card.number}' + ('' if whole else f', from its first {self.prompt.seconds.value:g} s: all of it is as long as a take can be'))
 
 for _method in (_generate, _stop, _restore, _go_on): setattr(GeneratePanel, _method.__name__[1:], _method)
 GeneratePanel._finish, GeneratePanel._add = _finish, _add

@@ -15,6 +15,7 @@ import math
 import re
 import sys
 import time
+import warnings
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ class Training:
     ):
         self.minutes, self.clock, self.began, self.before = minutes, clock, clock(), 0.0
         self.stages, self.examples, self.notes, self.health, self.verdict = [], {}, [], [], ''
-        self.fraction, self.text, self.over, self.listeners = 0.0, '', False, []
+        self.fraction, self.text, self.over, self.ending, self.listeners = 0.0, '', False, '', []
 
     def __call__(self, fraction: float, text: str):
         "The progress callback"
@@ -84,7 +85,11 @@ class Training:
         self._tell(event['event'])
 
     def _tell(self, kind):
-        for listener in self.listeners: listener(kind)
+        for listener in [*self.listeners]:
+            try: listener(kind)
+            except Exception as e:                             # a view that fails is no reason to lose a training
+                self.listeners.remove(listener)
+                warnings.warn(f'this view of the training has failed, and shows nothing more ({type(e).__name__}: {e}); the training goes on')
 
     @property
     def stage(self) -> Stage:  # None before the first
@@ -94,9 +99,12 @@ class Training:
     @property
     def elapsed(self) -> float: return self.clock() - self.began
 
-    def finish(self):
+    def finish(
+        self,
+        ending: str = '',  # in a word; by default 'Stopped' if that is what was asked for, or 'Done'
+    ):
         "Nothing more will be told"
-        self.over = True
+        self.over, self.ending = True, ending or ('Stopped' if self.stage and self.stage.ended == 'asked to' else 'Done')
         self._tell('over')
 
 # %% ../nbs/08c_live.ipynb #e43c272e
@@ -444,7 +452,7 @@ def _head_html(training):
     bar = (f'<div class="distill-bar"><div style="width:{100 * min(1.0, training.fraction):.1f}%"></div></div>')
     going_on = stage and stage.ended is None
     words = f'{stage.name.capitalize()}: {stage_words(stage)}' if going_on else training.text
-    return f'{bar}<div class="distill-head"><b>{"Done, " if training.over else ""}{left}</b> · {html.escape(words)}</div>'
+    return f'{bar}<div class="distill-head"><b>{f"{training.ending}, " if training.over else ""}{left}</b> · {html.escape(words)}</div>'
 
 def _stage_html(stage):
     legend = f'<span style="color:{_SCORE}">{html.escape(score_words(stage) or "not scored yet")}</span>'
@@ -572,7 +580,13 @@ def show_in_notebook(
     training = Training(minutes)
     board = Dashboard(training)
     handle = display(_bundle(board), raw=True, display_id=True)
-    try: yield training
+    ending = 'Failed'
+    try:
+        yield training
+        ending = ''
+    except KeyboardInterrupt:
+        ending = 'Stopped'
+        raise
     finally:
-        training.finish()
+        training.finish(ending)
         if handle: handle.update(_bundle(board), raw=True)

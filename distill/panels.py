@@ -35,7 +35,7 @@ class Workbench(widgets.VBox):
     ):
         self.workspace = Workspace(loaded)
         self.generate, self.codes = GeneratePanel(self.workspace, folder), CodesPanel(self.workspace, folder)
-        self.library, self.train = LibraryPanel(self.workspace, library), TrainPanel(target=folder, on_model=self.use)
+        self.library, self.train = LibraryPanel(self.workspace, library), TrainPanel(target=folder, on_model=self._learned)
         self.panels = {'Train': self.train, 'Generate': self.generate, 'Codes': self.codes, 'Library': self.library}
         self.tabs = widgets.Tab(list(self.panels.values()), titles=tuple(self.panels)).add_class('distill-tabs')
         self.title = widgets.HTML().add_class('distill-model')
@@ -53,6 +53,10 @@ class Workbench(widgets.VBox):
     def use(self, loaded: LoadedVQModel):
         "Let every panel work on this model"
         self.workspace.loaded = loaded
+
+    def _learned(self, loaded):                                # what cannot make sound yet is of no use in the place of what can
+        before = self.workspace.loaded
+        if loaded.prior is not None or before is None or before.prior is None: self.use(loaded)
 
     def _opened(self, change):
         if self.tabs.children[change.new] is self.library: self.library.look()    # another tab may have made a model

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from .controls import STYLE, Job, button, checkbox, checked_name, control, in_words, row, show_words, side_by_side
+from .controls import (STYLE, Job, button, checkbox, checked_name, close_all, control, free_path, in_words, new_name, row, show_words,
+                              side_by_side)
 from .dataset import DatasetConfig
 from .doctor import doctor
 from .fitting import clear_checkpoints, fit_model, is_finished, unfinished
@@ -71,11 +72,12 @@ class FolderChooser(widgets.VBox):
 def _fill(self, folder):
     while not folder.is_dir() and folder != folder.parent: folder = folder.parent    # the nearest that is there
     try: options = sub_folders(folder)
-    except OSError as e: return show_words(self.here, f'{folder} cannot be opened: {e.strerror}', error=True)
-    self.opened, self._filling = folder, True
+    except OSError as e: options, why = [('.. the folder above', str(folder.parent))], f'{folder} cannot be opened: {e.strerror}'
+    else: why = ''
+    self.opened, self._filling, self.take.disabled = folder, True, bool(why)
     self.list.options, self.list.value = options, None
     self._filling, self.browser.layout.display = False, None
-    show_words(self.here, str(folder))
+    show_words(self.here, why or str(folder), error=bool(why))
 
 def _enter(self, change):
     if change.new and not self._filling: self._fill(Path(change.new))
@@ -153,9 +155,12 @@ class TrainSettings(widgets.VBox):
         "What the model is called, unless something was typed"
         self.front['name'].placeholder = name or 'as the folder'
 
-    def path(self) -> Path:
+    def path(
+        self,
+        usual: str = '',  # what it is called where nothing is typed; by default as the folder
+    ) -> Path:
         "Where the model goes; raises `ValueError`"
-        name = self['name'].strip().removesuffix('.distill') or self.front['name'].placeholder
+        name = self['name'].strip().removesuffix('.distill') or usual or self.front['name'].placeholder
         folder = Path(self['target'].strip() or '.').expanduser().absolute()
         if not folder.is_dir(): raise ValueError(f'there is no folder {folder}: choose another one to save in')
         return folder/f'{checked_name(name)}.distill'
@@ -216,12 +221,13 @@ class TrainPanel(_TrainView):
         on_model=lambda loaded: None,   # called with every model that is made
     ):
         self.job, self.on_model = Job(lambda running: self._refresh(), lambda: None if self._learning else 0.2), on_model
-        self.loaded, self.diagnosis, self.training, self.error, self.path = None, None, None, None, None
-        self.before = None              # the model from which Resume goes on
+        self.diagnosis, self.training, self.error = None, None, None
+        self.loaded, self.path, self.saved_as = None, None, (None, None)   # the last model, where it belongs, where that was and where it is in the end
+        self.aim, self.resuming, self.warned = None, False, False          # where the model goes that is being learned
         super().__init__(folder, target)
         for shown, what in ((self.check, self.examine), (self.go, self.start), (self.halt, self.stop), (self.resume, self.go_on), (self.save, self.keep)):
             shown.on_click(lambda _, what=what: what())
-        for field in (self.settings.front['name'], self.settings.front['target']): field.observe(lambda change: self._refresh(), 'value')
+        for field in (self.settings.front['name'], self.settings.front['target']): field.observe(lambda change: self._offer(), 'value')
         self._chosen(self.chooser.folder)
 
     @property
@@ -232,20 +238,32 @@ class TrainPanel(_TrainView):
         except ValueError: return None
         return Checkpoints(path.with_name(f'{path.name}.checkpoints'), resume=resume)
 
-    def _refresh(self):
+    def _refresh(self) -> str:          # how far a training got that can be gone on with
         there = '' if self.job.running or not (found := self._checkpoints()) else unfinished(found)
         self.show_state(self.job.running, there, self.loaded)
-        if there and self.loaded is None: self.say(f'There is a training that was not finished ({there}). Resume goes on with it; Start begins anew.')
+        return there
 
-    def _chosen(self, folder):
-        self.diagnosis, self.verdict.value = None, ''
-        self.settings.suggest(Path(folder).expanduser().name if folder else '')
-        self.say('Check the sounds, or start at once.' if folder else 'Choose a folder with sounds first.')
-        self._refresh()
+    @property
+    def unsaved(self) -> bool:
+        "Whether there is a finished model that is in no file yet"
+        return self.loaded is not None and is_finished(self.loaded) and self.saved_as[1] is None
 
     def wait(self, timeout: float | None=None) -> bool: # seconds; None: as long as it takes
         "For scripts: until nothing is going on any more"
         return self.job.wait(timeout)
+
+# %% ../nbs/13c_train_panel.ipynb #35742809
+def _offer(self):
+    there = self._refresh()
+    if there: self.say(f'There is a training that was not finished ({there}). Resume goes on with it; Start begins anew.')
+
+def _chosen(self, folder):
+    self.diagnosis, self.verdict.value = None, ''
+    self.settings.suggest(Path(folder).expanduser().name if folder else '')
+    self.say('Check the sounds, or start at once.' if folder else 'Choose a folder with sounds first.')
+    self._offer()
+
+TrainPanel._offer, TrainPanel._chosen = _offer, _chosen
 
 # %% ../nbs/13c_train_panel.ipynb #f42cae9b
 def _failed(self, error):
@@ -300,12 +318,13 @@ def _begin(self, resume):
     self.error, folder = None, Path(self.chooser.folder).expanduser()
     try:
         if not self.chooser.folder or not folder.is_dir(): raise ValueError(f'there is no folder {self.chooser.folder or "chosen yet"}: choose one with sounds')
-        fit, self.path = self.settings.fit_settings(), self.settings.path()
+        fit, self.aim = self.settings.fit_settings(), self.settings.path()
     except ValueError as e: return _failed(self, e)
     checkpoints = self._checkpoints(resume)
     self.training = Training(None if fit['epochs'] else fit['minutes'])
-    board = Dashboard(self.training)
-    self.before, self.loaded, self.live.children = self.loaded if resume else None, None, [board.widget]
+    board, before, self.resuming, self.warned = Dashboard(self.training), self.live.children, resume, False
+    self.live.children = [board.widget]
+    close_all(*before)
     show_words(self.saved, '')
     self.say('Going on…' if resume else 'Learning…')
     def work(should_stop):
@@ -316,7 +335,10 @@ def _begin(self, resume):
     self.job.start(work, self._finish)
 
 def start(self: TrainPanel):
-    "What Start does: learn from the beginning; returns at once"
+    "What Start does: learn from the beginning; returns at once. Where a finished model is not saved, the first press only says so"
+    if self.unsaved and not self.warned and not self.job.running:
+        self.warned = True
+        return self.say('The model that is done is not saved yet: Save keeps it. Start, pressed once more, begins anew, and in the end there is only the new one.')
     _begin(self, resume=False)
 
 def go_on(self: TrainPanel):
@@ -333,30 +355,32 @@ TrainPanel.start, TrainPanel.go_on, TrainPanel.stop = start, go_on, stop
 # %% ../nbs/13c_train_panel.ipynb #acda13ff
 def _finish(self, loaded, error):
     "What there is to say when it is over"
-    self.training.finish()
+    stopped = isinstance(error, Stopped)
+    self.training.finish('Stopped' if stopped else 'Failed' if error else '')
     if not self.training.stages: self.live.children = []          # there is nothing to see
-    if isinstance(error, Stopped):
-        self.loaded = self.before
-        return self.say('Stopped before it went on: Resume goes on.' if self.loaded else 'Stopped before anything was learned.')
+    if stopped: return self.say('Stopped before it went on: Resume goes on.' if self.resuming else 'Stopped before anything was learned.')
     if error: return _failed(self, error)
-    self.loaded, learned = loaded, loaded.metadata['scores'].get('log_mel_l1') is not None
+    if not (self.resuming and self.path == self.aim): self.saved_as = None, None
+    self.loaded, self.path, learned = loaded, self.aim, loaded.metadata['scores'].get('log_mel_l1') is not None
     words = f'after {time_words(60 * loaded.metadata["minutes"])} of training'
     if is_finished(loaded): self.say(f'Done {words}. Save keeps the model.')
     elif learned: self.say(f'Stopped {words}. What was learned is kept: Save writes it, Resume goes on.')
     else: self.say(f'Stopped {words}, before anything could be measured. Resume goes on.')
-    self.on_model(loaded)
+    if learned: self.on_model(loaded)
 
 def keep(self: TrainPanel) -> Path: # where it is; None if that went wrong, and the panel says why
-    "What Save does: write the model to its file and put it into the library"
+    "What Save does: write the model to its file and put it into the library; only what this panel wrote of this model itself is overwritten"
     try:
         if self.loaded is None: raise ValueError('there is no model to save yet')
-        path = self.loaded.save(self.settings.path())
+        wanted = self.settings.path(self.path.stem)
+        path = self.loaded.save(self.saved_as[1] if wanted == self.saved_as[0] else free_path(wanted))
+        self.saved_as = wanted, path
         register_model(path)
         if is_finished(self.loaded): clear_checkpoints(Checkpoints(self.path.with_name(f'{self.path.name}.checkpoints')))
     except Exception as e:
         self.error = e
         return show_words(self.saved, in_words(e), error=True)
-    show_words(self.saved, f'Saved as {path}')
+    show_words(self.saved, f'{new_name(wanted, path)}Saved as {path}')
     self._refresh()
     return path
 

@@ -158,6 +158,24 @@ def test_save_and_open_codes(codes, folder):
     assert 'CodeGrid.load(' in codes['lines'].inner_text() and codes['codes-name'].locator('input').input_value()=='my codes-2'
 
 
+def test_back_to_what_was_edited(codes, folder):
+    "Another sound in its place loses no change."
+    assert codes['codes-back'].is_hidden()
+    codes['reverse'].click()
+    waits(codes, "document.querySelector('.distill-codes .distill-lines').innerText.includes('grid.reverse(')")
+    fill(codes, 'codes-path', folder/'made'/'my codes.npz')
+    codes['codes-open'].click()
+    assert opened(codes, 'my codes:').endswith('Back returns to my codes-2, with its changes')
+    assert 'reverse' not in codes['lines'].inner_text()
+    codes.page.screenshot(path=folder/'codes_back.png', full_page=True)
+    codes['codes-back'].click()
+    opened(codes, 'my codes-2: 0.8333 s')
+    waits(codes, "document.querySelector('.distill-codes .distill-lines').innerText.includes('grid.reverse(')")
+    assert codes['codes-back'].is_hidden() and not cut(codes.page)
+    codes['undo'].click()
+    waits(codes, "!document.querySelector('.distill-codes .distill-lines').innerText.includes('grid.reverse(')")
+
+
 def test_keep_the_sound(codes, folder):
     "A card to hear, see, name, save and discard; meanwhile it can be encoded, too."
     from distill.audio import load_audio

@@ -11,11 +11,14 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from distill import generate_panel as generating
 from distill.audio import load_audio, read_audio
 from distill.export import FORMATS
+from distill.library import Library
+from distill.live import Training
 from distill.model import LoadedVQModel
 from distill.controls import (STYLE, Job, SaveSettings, SoundCard, SoundPicker, Workspace, as_html, bits_for, checked_name, free_path,
                               in_words, rates_for, save_take)
 from distill.generate_panel import (GeneratePanel, PresetRow, SamplingControls, SeedRow, SoundControls, TakeHistory, describe_take, levels_text,
                                     parse_levels)
+from distill.panels import Workbench
 from distill.pipeline import Clip, ClipConfig, regenerate
 from distill.prior import CodePrior, PriorConfig
 from distill.sampling import PER_LEVEL, PRESETS, SamplingConfig, Stopped, save_preset
@@ -69,7 +72,7 @@ def everything(widget):
 # --- words
 @given(st.text())
 def test_nothing_typed_becomes_html(text):
-    inside = as_html(text)[len('<div>'):-len('</div>')].replace('<br>', '')
+    inside = as_html(text)[len('<div role="status">'):-len('</div>')].replace('<br>', '')
     assert not re.search('[<>"\']', inside)
     assert re.fullmatch(r'([^&]|&(amp|lt|gt|quot|#x27);)*', inside, re.S)
 
@@ -243,9 +246,11 @@ def test_seed():
 
 
 def test_every_control_is_explained(panel):
+    take(panel)
     for o in everything(panel):
         if not isinstance(o, (widgets.ValueWidget, widgets.Button)): continue
-        if isinstance(o, (widgets.HTML, widgets.FloatProgress, widgets.Audio, widgets.Image)): continue
+        if isinstance(o, (widgets.HTML, widgets.FloatProgress)): continue
+        if isinstance(o, (widgets.Audio, widgets.Image)): assert o.tooltip; continue
         if o in [c.name for c in panel.takes.cards]: assert o.tooltip; continue    # what it is stands beside it
         assert o.tooltip and o.description and any(c.startswith('distill-') for c in o._dom_classes), o
 
@@ -503,8 +508,16 @@ def test_old_takes_make_room(loaded, clip, tmp_path):
     history = TakeHistory(Workspace(), SaveSettings(tmp_path))
     first = history.add(clip, (b'', b''))
     first.keep.value = True
-    for _ in range(history.most + 3): history.add(replace(clip), (b'', b''))
+    def add(n):
+        for _ in range(n): history.add(replace(clip), (b'', b''))
+        return history.make_room(n)
+    assert [add(1) for _ in range(history.most + 3)]==[0]*history.most + [1]*3
     assert len(history.cards)==history.most + 1 and history.cards[-1] is first and len(history.workspace.sounds)==len(history.cards)
+    assert add(32)==history.most and len(history.cards)==33    # all of what came at once
+    history.undo.click()
+    assert len(history.cards)==33 + history.most and history.cards[-1] is first
+    for _ in range(history.back + 1): add(1), history.clear.click()
+    assert len(history.gone)==history.back and history.cards==[first]    # and no more than can be undone is held
 
 
 def test_discard_and_undo(clip, tmp_path):
@@ -611,3 +624,115 @@ def test_stop_before_anything_is_learned(monkeypatch, tmp_path):
     monkeypatch.setattr(module, 'fit_model', lambda *args, **rest: (going.set(), time.sleep(.3), 1/0))
     panel.go.click()
     assert panel.wait(10) and seen==['began'] and 'ZeroDivisionError' in panel.status.value
+
+
+@pytest.fixture
+def trains(monkeypatch, loaded, tmp_path):
+    "A train panel whose trainings end at once, as `outcome` says: an error to raise, or a model"
+    from distill import train_panel as module
+    made, outcome = [], {}
+    done = replace(loaded, metadata=dict(loaded.metadata, scores=dict(log_mel_l1=.3), minutes=.1, stopped=['', '']))
+    def fit(folder, checkpoints, on_event, **rest):
+        on_event(dict(event='start', stage='stage 1', of=dict(minutes=1), parameters=1, device='cpu', processes=1, step=0, seconds=0.))
+        if isinstance(outcome.get('is'), Exception): raise outcome['is']
+        return outcome.get('is') or done
+    monkeypatch.setattr(module, 'fit_model', fit)
+    monkeypatch.setattr(module, 'register_model', lambda path: None)
+    for name in ('kicks', 'snares'): (tmp_path/name).mkdir()
+    panel = module.TrainPanel(tmp_path/'kicks', tmp_path, made.append)
+    def press(button, **how):
+        outcome.update(how)
+        button.click()
+        assert panel.wait(10)
+        return panel.status.value
+    return panel, press, made, done
+
+
+def test_a_model_is_saved_under_its_own_name_and_over_nothing(trains, tmp_path):
+    panel, press, *_ = trains
+    (tmp_path/'kicks.distill').write_text('somebody made this')
+    press(panel.go)
+    panel.chooser.text.value = str(tmp_path/'snares')
+    press(panel.save)
+    assert sorted(p.name for p in tmp_path.glob('*.distill'))==['kicks-2.distill', 'kicks.distill'] and 'has a number' in panel.saved.value
+    press(panel.save)                                         # once more: the same file
+    assert sorted(p.name for p in tmp_path.glob('*.distill'))==['kicks-2.distill', 'kicks.distill']
+    assert (tmp_path/'kicks.distill').read_text()=='somebody made this'
+    panel.settings.front['name'].value = 'mine'               # typed afterwards
+    assert panel.keep().name=='mine.distill'
+
+
+def test_what_goes_wrong_takes_no_model_away(trains, tmp_path):
+    panel, press, made, done = trains
+    press(panel.go)
+    checkpoint = tmp_path/'kicks.distill.checkpoints'/'stage-1'/'step-0000005.safetensors'
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    panel._offer()
+    assert 'not finished' in panel.status.value and not panel.resume.disabled
+    said = press(panel.resume, **{'is': ValueError('these checkpoints are of another fit')})
+    assert 'checkpoints are of another fit' in said and 'distill-error' in said and panel.loaded is done and not panel.save.disabled and len(made)==1
+    said = press(panel.check)                                 # an empty folder
+    assert 'not enough' in said and 'distill-error' in said   # and not what can be gone on with
+    assert 'Failed' in panel.live.children[0].children[1].value
+
+
+def test_start_asks_before_a_model_is_lost(trains, loaded):
+    panel, press, made, done = trains
+    press(panel.go)
+    assert 'not saved yet' in press(panel.go) and len(made)==1 and panel.loaded is done
+    assert 'Done' in press(panel.go) and len(made)==2
+    press(panel.save)
+    assert 'Done' in press(panel.go) and len(made)==3        # that one is in its file
+    press(panel.save)
+    press(panel.go, **{'is': replace(loaded, metadata=dict(scores=dict(log_mel_l1=None), minutes=.1, stopped=['asked to']))})
+    assert 'before anything could be measured' in panel.status.value and len(made)==3
+    assert 'Done' in press(panel.go, **{'is': None})         # there was nothing to lose
+
+
+def test_a_view_that_fails_ends_no_training():
+    training, heard = Training(1), []
+    def fail(kind): raise ValueError('no mp3 here')
+    training.listeners += [fail, heard.append]
+    with pytest.warns(UserWarning, match='no mp3 here'): training(.1, 'Reading')
+    training(.2, 'Reading')
+    assert heard==['text', 'text'] and fail not in training.listeners
+    training.finish()
+    assert training.ending=='Done'
+
+
+def test_the_workbench_keeps_a_model_that_makes_sound(loaded, tmp_path):
+    bench, mute = Workbench(loaded, tmp_path, Library(tmp_path/'library.db')), replace(loaded, prior=None, prior_config=None)
+    bench.train.on_model(mute)
+    assert bench.workspace.loaded is loaded
+    again = replace(loaded)
+    bench.train.on_model(again)
+    assert bench.workspace.loaded is again
+    bench.use(None)
+    bench.train.on_model(mute)
+    assert bench.workspace.loaded is mute
+
+
+def test_with_a_prompt_whatever_can_be_clicked_is_possible(panel):
+    panel.sound.loop.value = True
+    first = take(panel)
+    panel.takes.cards[0].go_on.click()
+    assert panel.sound.loop.disabled and panel.sound.stitch.disabled and not panel.sound.loop.value
+    assert len(take(panel)) > len(first)
+    panel.takes.cards[1].restore.click()                      # a loop, that went on from nothing
+    assert panel.sound.loop.value and not panel.sound.loop.disabled and not panel.sound.stitch.disabled
+
+
+def test_go_on_from_the_longest(panel, clip):
+    card = panel.takes.add(replace(clip, wav=torch.zeros(30*48_000)), (b'', b''))
+    panel.go_on(card)
+    assert (panel.prompt.seconds.value, panel.sound.duration.value)==(10, 15) and 'first 10 s' in panel.status.value
+
+
+def test_a_folder_that_cannot_be_read(monkeypatch, tmp_path):
+    from distill import train_panel as module
+    chooser = module.FolderChooser(tmp_path)
+    def closed(folder): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(module, 'sub_folders', closed)
+    chooser.browse.click()
+    assert chooser.browser.layout.display is None and 'Permission denied' in chooser.here.value and chooser.take.disabled
