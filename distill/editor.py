@@ -12,6 +12,7 @@ from collections import deque
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from graphlib import TopologicalSorter
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -392,7 +393,7 @@ class Version:
     grid: CodeGrid
     other: CodeGrid            # or None
     line: str = ''             # that made them from those of `parent`
-    parent: 'Version' = None
+    parent: 'Version' = field(default=None, repr=False)
     copies: dict = field(default_factory=dict)  # what the line calls by name: name → (version, 'grid' or 'other')
     own: Change = None         # what became of the sound
     second: Change = None      # and of the other one
@@ -402,7 +403,9 @@ class Version:
     @property
     def path(self) -> list:    # of versions
         "From the beginning to here"
-        return [*(self.parent.path if self.parent else []), self]
+        found = [self]
+        while found[-1].parent is not None: found.append(found[-1].parent)
+        return found[::-1]
 
 # %% ../nbs/13a_editor.ipynb #864ad653
 class History:
@@ -420,7 +423,8 @@ class History:
     def add(self, version: Version):
         "Another version, after the one that is there now"
         self.now, self.undone = version, []
-        if len(path := version.path) > self.limit: path[-self.limit].own = path[-self.limit].second = None   # free the pieces
+        for _ in range(self.limit - 1): version = version.parent or version
+        version.own = version.second = None                # too far back to be taken back: free the pieces
 
     @property
     def can_undo(self) -> bool: return self.now.own is not None or self.now.second is not None
@@ -441,26 +445,29 @@ _IMPORTS = {'rewrite(': 'from distill.rewrite import rewrite',
             'SamplingConfig(': 'from distill.sampling import SamplingConfig', 'encode(loaded': 'from distill.codes import encode',
             'load_audio(': 'from distill.audio import load_audio'}
 
-def _way(self, version, known):
-    "Lines from the beginning to a version; what was copied elsewhere is fetched first"
-    path, lines = version.path, []
-    copies = {name: at for v in path for name, at in v.copies.items()}
-    for name, (at, side) in copies.items():
-        if at in path or name in known: continue
-        lines += [*self._way(at, known), f'{name} = {side}']
-        known.add(name)
-    lines.append('grid = original' if self.first.other is None else 'grid, other = original, second')
-    for v in path:
-        if v.line: lines.append(v.line)
-        lines += [f'{name} = {side}' for name, (at, side) in copies.items() if at is v]
-    return lines
+def _ways(self): # versions to which the lines lead: from where something was copied that is no more, each after those it needs; then `now`
+    needs, todo = {}, [self.now]
+    while todo:
+        version = todo.pop()
+        if version in needs: continue
+        path = version.path
+        there = set(path)
+        needs[version] = [at for v in path for at, side in v.copies.values() if at not in there]
+        todo += needs[version]
+    return [*TopologicalSorter(needs).static_order()]
 
 def _script(self) -> list: # of lines
     "Running it gives the sounds that are there now"
-    lines = [*self.source.splitlines(), *self._way(self.now, set())]
+    ways, copied = [version.path for version in self._ways()], {}
+    for name, (at, side) in [o for path in ways for v in path for o in v.copies.items()]: copied.setdefault(at, {})[name] = f'{name} = {side}'
+    lines = self.source.splitlines()
+    for path in ways:
+        if path[-1] is not self.now and path[-1] not in copied: continue    # another way led through it
+        lines.append('grid = original' if self.first.other is None else 'grid, other = original, second')
+        for v in path: lines += [*filter(None, [v.line]), *copied.pop(v, {}).values()]
     return [text for name, text in _IMPORTS.items() if any(name in line for line in lines)] + lines
 
-History._way, History.lines = _way, property(_script)
+History._ways, History.lines = _ways, property(_script)
 
 # %% ../nbs/13a_editor.ipynb #628f2b82
 def _about(loaded, grid, title):  # what the page has to know, once

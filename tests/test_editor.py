@@ -188,6 +188,23 @@ def test_undo_has_an_end(loaded, make):
     assert len(history.lines)==1 + 20 - back    # what cannot be taken back is still told
 
 
+def test_thousands_of_edits(opened):
+    "An edit after thousands is an edit like any other; so is one that pastes from thousands of versions that are no more."
+    history, grid, other = opened.history, opened.grid, opened.other
+    for i in range(3000): history.add(Version(grid, other, f'# {i}', history.now))
+    press(opened, 'reverse')
+    assert len(opened.lines)==3002 and opened.lines[-1]=='grid = grid.reverse()' and '3001 changes' in repr(opened) and repr(history.now)
+    press(opened, 'undo')
+    copied, version = [], history.first
+    for i in range(2000):
+        version = Version(grid, other, f'# {i} from {i - 1}', history.first, {f'copied_{i - 1}': (version, 'grid')} if i else {})
+    history.add(Version(grid, other, '# now', history.now, {'copied_1999': (version, 'other')}))
+    lines = history.lines
+    at = {line: i for i, line in enumerate(lines)}
+    assert lines[-1]=='# now' and at['copied_1999 = other'] < at['# 0']
+    assert all(at[f'# {i - 1} from {i - 2}'] < at[f'copied_{i - 1} = grid'] < at[f'# {i} from {i - 1}'] for i in range(1, 2000))
+
+
 # --- the kernel's side of the talk
 def test_a_page_gets_everything_and_then_what_is_new(opened):
     opened._receive(None, {'do': 'hello'}, None)
