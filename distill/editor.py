@@ -559,7 +559,8 @@ class CodeEditor(_EditorView):
         if other is not None: self.decoders['other'] = IncrementalDecoder(loaded, other)
         self.loaded, self.history, self.exception = loaded, History(grid, other, source), None   # the exception: why the last attempt failed
         self._at, self._loudest, self._copied, self._used = 0, max(-3.0, float(self.decoders['own'].mel.max())), None, set()
-        self._waiting, self._lock, self.job = deque(), threading.RLock(), Job(self._running)
+        self._waiting, self._turn, self.job = deque(), threading.RLock(), Job(self._running)   # what waits, whose turn it is
+        self._lock = threading.RLock()                         # what is there and what the page was sent of it go together
         every = dict(boxes=[], levels=list(range(grid.levels)), other=[], cursor=[0, 0], focus='own')
         super().__init__(about=_about(loaded, grid, title), operations=_buttons(), selection=every, status='Ready')
         self.on_msg(self._receive)
@@ -609,7 +610,7 @@ CodeEditor.do, CodeEditor.stop, CodeEditor.wait = _do, _stop, _wait
 
 # %% ../nbs/13a_editor.ipynb #f1737679
 def _begin(self):
-    with self._lock:
+    with self._turn:
         if self._waiting and not self.job.running: self.job.start(self._waiting.popleft(), self._finish)
 
 def _running(self, running):
@@ -695,10 +696,9 @@ def _go(self, line, copies, selection, operation, should_stop):
     if names['grid'] == now.grid and names['other'] == now.other: return 'Nothing is different'
     version = Version(names['grid'], names['other'], line, now, copies, selection=selection)
     version.made = self._selected_after(operation, selection, version)
-    with self._lock:
-        self._commit(version, should_stop)
-        self._used.update(copies)
-        if version.made is not None: self.put(selection=dict(self.selection, boxes=version.made))
+    self._commit(version, should_stop)
+    self._used.update(copies)
+    if version.made is not None: self.put(selection=dict(self.selection, boxes=version.made))
     return f"{operation.done}: {_place(now.grid, selection['boxes'], selection['levels'])}"
 
 def _place(grid, boxes, levels):
@@ -728,31 +728,43 @@ def _decoded(self, side, grid, should_stop): # a decoder of it, and a `Change` w
     _unless_stopped(work, should_stop)
     return found
 
+CodeEditor._selected_after, CodeEditor._decoded = _selected_after, _decoded
+
+# %% ../nbs/13a_editor.ipynb #b4c4de35
 def _commit(self, version, should_stop):
-    "Decode a new version, show it and remember it"
-    other = None
-    if version.other is not None and version.parent.other is None: other, _ = self._decoded('other', version.other, should_stop)
-    self.decoders['own'], version.own = self._decoded('own', version.grid, should_stop)
-    changes = {}
-    if version.own.wav or version.own.mel or version.grid != version.parent.grid: changes['own'] = version.own
-    if version.other is not None and version.parent.other is not None and version.other != version.parent.other:
-        if sent := bool(changes): self._send_changes(changes)    # to be heard while the other one is decoded: there is no way back then
-        self.decoders['other'], version.second = self._decoded('other', version.other, lambda: should_stop() and not sent)
+    "Decode a new version beside what is there, and then show and remember it"
+    before, parent, second = self.decoders['own'], version.parent, None
+    if version.other is not None and parent.other is None: second, _ = self._decoded('other', version.other, should_stop)
+    own, version.own = self._decoded('own', version.grid, should_stop)
+    decoded, changes = {'own': own}, {}
+    if version.own.wav or version.own.mel or version.grid != parent.grid: changes['own'] = version.own
+    if version.other is not None and parent.other is not None and version.other != parent.other:
+        if changes: self._swap(decoded, changes)    # to be heard while the other one is decoded
+        try: decoded['other'], version.second = self._decoded('other', version.other, should_stop)
+        except BaseException:
+            if changes: self._swap({'own': before}, {'own': version.own.reversed()})
+            raise
         changes = {'other': version.second}
-    self.history.add(version)
-    self._show(changes, other)
+    with self._lock:
+        self.decoders.update(decoded)
+        self.history.add(version)
+        self._show(changes, second)
+
+def _swap(self, decoders, changes): # both: side → what is there from now on, and how it came to be
+    with self._lock:
+        self.decoders.update(decoders)
+        self._send_changes(changes)
 
 def _show(self, changes, second=None):                      # second: a decoder of the other sound, where there was none
-    opened = self.history.now.other
-    if (opened is None) == ('other' in self.decoders) or opened is not None and self.decoders['other'].grid != opened:
-        self.decoders.pop('other', None)
-        if opened is not None: self.decoders['other'] = second or IncrementalDecoder(self.loaded, opened)
+    if second is not None: self.decoders['other'] = second
+    gone = self.other is None and self.decoders.pop('other', None)
+    if second is not None or gone:
         self._at += 1
         self._send_all()
     else: self._send_changes(changes)
     self._tell()
 
-CodeEditor._selected_after, CodeEditor._decoded, CodeEditor._commit, CodeEditor._show = _selected_after, _decoded, _commit, _show
+CodeEditor._commit, CodeEditor._swap, CodeEditor._show = _commit, _swap, _show
 
 # %% ../nbs/13a_editor.ipynb #e7d27dc4
 def _step(self, name, should_stop):  # 'undo' or 'redo'
@@ -768,7 +780,8 @@ def _step(self, name, should_stop):  # 'undo' or 'redo'
             self.decoders[side].take(changes[side])
         self._show(changes, second)
         boxes = version.selection['boxes'] if back or version.made is None else version.made
-        self.put(selection=dict(self.selection, boxes=boxes))
+        away = {} if self.other is not None else dict(other=[], focus='own')
+        self.put(selection=dict(self.selection, boxes=boxes, **away))
     return f"{'Taken back' if back else 'Done again'}: {version.line}"
 
 def _copy(self, selection):

@@ -1,5 +1,5 @@
 "The editor without a browser: what is decoded again, what is undone, what the lines say, what goes wrong in words."
-import random, time
+import random, threading, time
 from dataclasses import replace
 
 import pytest
@@ -195,7 +195,7 @@ def test_thousands_of_edits(opened):
     press(opened, 'reverse')
     assert len(opened.lines)==3002 and opened.lines[-1]=='grid = grid.reverse()' and '3001 changes' in repr(opened) and repr(history.now)
     press(opened, 'undo')
-    copied, version = [], history.first
+    version = history.first
     for i in range(2000):
         version = Version(grid, other, f'# {i} from {i - 1}', history.first, {f'copied_{i - 1}': (version, 'grid')} if i else {})
     history.add(Version(grid, other, '# now', history.now, {'copied_1999': (version, 'other')}))
@@ -228,9 +228,82 @@ def test_what_is_pressed_meanwhile_waits(opened):
     assert [o.split('(')[0] for o in opened.lines[1:]]==['grid = grid.shift']*5 + ['grid = grid.reverse']
 
 
-def stops_at_once(editor):
+class Heard:
+    "What a page has after these messages: grids as bytes, sounds. Each message has to go on from the one before."
+    def __init__(self): self.at, self.codes, self.wavs = None, {}, {}
+
+    def take(self, messages):
+        for content, buffers in messages:
+            if content['kind']=='all': self.codes, self.wavs = {}, {}
+            else: assert content['from']==self.at
+            self.at = content['at']
+            for side, parts in content['sides'].items():
+                if content['kind']=='all': self.codes[side], self.wavs[side] = (buffers[parts['buffers'][o]] for o in ('codes', 'wav'))
+                else:
+                    self.codes[side], wav = buffers[parts['codes']], bytearray(self.wavs[side])
+                    for start, removed, i in parts['wav']: wav[4*start:4*(start + removed)] = buffers[i]
+                    self.wavs[side] = bytes(wav)
+        return self
+
+    def __eq__(self, other): return (self.at, self.codes, self.wavs)==(other.at, other.codes, other.wavs)
+
+
+def said_hello(editor):
+    "What a page has that opens now."
+    editor.sent.clear()
+    editor._receive(None, {'do': 'hello'}, None)
+    return Heard().take([editor.sent.pop()])
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    "Decoding the first sound, or the second, takes five seconds from now on, and asks nobody: an event that says when it begins."
+    def slowed(editor, side):
+        update, columns, begun = IncrementalDecoder.update, editor.decoders[side].grid.columns, threading.Event()
+        def slow(decoder, grid):
+            if decoder.grid.columns==columns: begun.set(); time.sleep(5)
+            return update(decoder, grid)
+        monkeypatch.setattr(IncrementalDecoder, 'update', slow)
+        return begun
+    return slowed
+
+
+@pytest.mark.parametrize('name, side', [('reverse', 'own'), ('swap', 'own'), ('swap', 'other')])
+def test_a_long_decoding_blocks_nothing(opened, slowly, monkeypatch, name, side):
+    "What is pressed meanwhile waits, a page that opens gets what is there, and Stop takes effect within half a second."
+    before, known = (opened.grid, opened.other, opened.lines), said_hello(opened)
+    begun = slowly(opened, side)
+    opened.do(name)
+    assert begun.wait(20)
+    started = time.monotonic()
+    opened.do('randomise')
+    meanwhile = said_hello(opened)
+    assert time.monotonic() - started < .3 and opened.running
+    assert (meanwhile.codes==known.codes)==(side=='own') and meanwhile.codes['other']==known.codes['other']
+    stops_at_once(opened, .1)
+    assert opened.status=='Stopped' and (opened.grid, opened.other, opened.lines)==before
+    after = meanwhile.take(opened.sent)
+    assert after.codes==known.codes and after.wavs==known.wavs and after==said_hello(opened)
+    monkeypatch.undo()
+    press(opened, name)
+    assert after.take(opened.sent)==said_hello(opened) and after.codes!=known.codes
+
+
+def test_a_page_that_opens_at_any_time(opened):
+    "It gets the same as one that was there before, whatever is done meanwhile."
+    page = said_hello(opened)
+    for name in ('swap', 'repeat', 'mix', 'undo', 'swap', 'reverse', 'undo', 'redo'): opened.do(name)
+    while not opened.wait(.01): opened._receive(None, {'do': 'hello'}, None)
+    messages = opened.sent
+    late = [i for i, (content, _) in enumerate(messages) if content['kind']=='all']
+    page.take(messages)
+    for i in late[:3] + late[-3:]: assert Heard().take(messages[i:])==page
+    assert page==said_hello(opened)
+
+
+def stops_at_once(editor, after=.3):
     "Stop, while something is going on, takes effect within half a second."
-    time.sleep(.3)
+    time.sleep(after)
     assert editor.running
     started = time.monotonic()
     editor.stop()
@@ -300,8 +373,9 @@ def test_opening_a_second_sound(loaded, make, tmp_path):
     assert there['grid']==editor.grid and there['other']==editor.other
     press(editor, 'undo')
     assert editor.other==first
+    editor.selection = dict(editor.selection, other=[[0, 1, 0, 8]], focus='other')
     press(editor, 'undo')
-    assert editor.other is None and 'other' not in editor.decoders
+    assert editor.other is None and 'other' not in editor.decoders and (editor.selection['other'], editor.selection['focus'])==([], 'own')
     press(editor, 'redo')
     assert editor.other==first
 
