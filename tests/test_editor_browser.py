@@ -106,6 +106,13 @@ class Page:
     def press(self, *keys):
         for key in keys: self.page.keyboard.press(key)
 
+    def hold(self, key, times=20):
+        "A key that is held down repeats itself"
+        for _ in range(times):
+            self.page.keyboard.down(key)
+            self.page.wait_for_timeout(25)
+        self.page.keyboard.up(key)
+
     def said(self, text, seconds=60):
         "Waits until the words below the buttons contain `text`; all of them."
         found = self.page.locator('.distill-status', has_text=text).first
@@ -267,6 +274,39 @@ def test_shortcuts(opened, key, words):
     opened.said('Done again')
     opened.strike('Control+z')
     opened.said('Taken back')
+
+
+def test_keys_that_are_held(opened):
+    "They edit and play once; cells are walked through; undo and redo go on as fast as they are done, and end with the key."
+    opened.drag((20, 1), (22, 5))
+    before = opened.lines()
+    for i, (key, words) in enumerate((('r', 'Randomised'), (']', 'Shifted'), ('Enter', 'Reversed')), 1):
+        had = opened.at()
+        opened['reverse' if key=='Enter' else 'grid-own'].focus()
+        opened.hold(key)
+        opened.settled(had)
+        opened.said(words)
+        assert len(opened.lines())==len(before) + i, opened.lines()
+    after = opened.lines()
+    opened.hold('p', 6)
+    assert opened.playing('play')
+    opened['grid-own'].focus()
+    opened.hold(' ', 5)
+    assert opened.playing('selection')
+    opened.press('Escape')
+    for key, end in (('z', before), ('y', after)):
+        opened.page.keyboard.down('Control')
+        for _ in range(400):
+            opened.page.keyboard.down(key)
+            opened.page.wait_for_timeout(25)
+            if opened.lines()==end: break
+        for o in (key, 'Control'): opened.page.keyboard.up(o)
+        opened.page.wait_for_timeout(300)
+        assert opened.lines()==end
+    for _ in range(3): opened.edit('undo')
+    opened.drag((5, 4), (5, 4))
+    opened.hold('ArrowRight', 10)
+    assert 'column 16 of 59' in opened['cell'].inner_text()
 
 
 def test_keep_only(opened):
