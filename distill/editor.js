@@ -134,6 +134,7 @@ class GridView {
   close() { this.resize.disconnect(); cancelAnimationFrame(this.frame); cancelAnimationFrame(this.markFrame); }
 
   // what it shows
+  clear() { Object.assign(this, { codes: null, mel: null, mask: null, columns: 0, cursor: [0, 0], anchor: [0, 0] }); this.mark(); }
   take(codes, mel, columns) {
     const same = columns === this.columns;
     Object.assign(this, { codes, mel, columns });
@@ -471,6 +472,7 @@ class Editor {
         this.sounds[side] = taken.wav; v.take(taken.codes, taken.mel, parts.columns); v.paint();
         if (side === 'own') { this.original = taken.original_codes ?? taken.codes.slice(); this.sounds.before ??= null; }
       }
+      if (!message.sides.other) this.forgetSecond();
       this.second.hidden = !message.sides.other;
       this.setLevels(this.levels, false); this.followSelection(); this.enable(); this.heard('own');
       this.root.dataset.ready = 'true'; this.root.dataset.at = this.at;
@@ -480,6 +482,11 @@ class Editor {
       for (const [side, parts] of Object.entries(message.sides)) this.change(side, parts, get);
       this.markChanges(); this.root.dataset.at = this.at; this.enable();
     }
+  }
+  forgetSecond() {                                 // it has been taken back: nothing plays it or takes from it any more
+    if (this.transport.now?.sound === 'other') this.transport.stop();
+    if (this.second.contains(document.activeElement)) this.views.own.scroll.focus({ preventScroll: true });   // keys are still meant for us
+    delete this.sounds.other; this.views.other.clear(); this.focus = 'own';
   }
   change(side, { columns, codes, mel, wav }, get) {
     const v = this.views[side], n = this.about.n_mels;

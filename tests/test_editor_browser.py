@@ -555,6 +555,33 @@ def test_stop_of_decoding(slow, folder):
     assert len(slow.lines())==lines
 
 
+def test_a_second_sound_that_is_taken_back(slow):
+    "It is no more: nothing plays it, nothing takes from it, keys go to the first one; done again, it is there as it was opened."
+    page, needy = slow.page, ('swap', 'mix', 'play-other')
+    slow['path'].fill('kick.wav')
+    slow.edit('open')
+    slow.said('Opened')
+    assert slow['grid-other'].is_visible() and all(slow[o].is_enabled() for o in needy)
+    slow.drag((1, 1), (3, 3), grid='other')
+    slow['loop'].locator('input').check()
+    slow['play-other'].click()
+    assert slow.playing('other')
+    slow['grid-other'].focus()
+    slow.strike('Control+z')
+    assert slow.said('Taken back') and slow.playing('') and slow['grid-other'].is_hidden()
+    assert not any(slow[o].is_enabled() for o in needy)
+    assert slow['grid-own'].evaluate('el => el === document.activeElement')
+    slow.strike('Control+y')
+    slow.said('Done again')
+    assert slow['grid-other'].is_visible() and all(slow[o].is_enabled() for o in needy) and slow.selected('other')==0
+    slow['play-other'].click()
+    assert slow.playing('other')
+    slow['play-other'].click()
+    slow['loop'].locator('input').uncheck()
+    slow.edit('undo')
+    page.locator('.distill-play-other:disabled').wait_for()
+
+
 def test_dark(browser, server, folder):
     with new_page(browser, viewport={'width': 900, 'height': 1000}) as page:
         visit(page, f'{server}/voila/render/editor.ipynb?theme=dark')
