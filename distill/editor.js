@@ -432,12 +432,12 @@ class Editor {
   }
   viewBar() {
     const chips = this.about.levels > 1 ? this.levels.map(l => button(`level-${l}`, `${l}`, `Level ${l}${l ? '' : ', the coarsest'}: show and change it alone; with Shift, it as well (${l + 1})`,
-      e => this.chooseLevel(l, e.shiftKey))) : [];
+      e => this.chooseLevel(l, e.shiftKey), { 'aria-label': `Level ${l}` })) : [];
     this.chips = chips;
     const slider = make('input', { type: 'range', min: 0, max: 1, step: 0.05, value: 0.6, class: 'distill-overlay', 'aria-label': 'Codes over the spectrogram',
       title: 'From the spectrogram alone to the codes alone', on: { input: () => this.redraw(v => { v.overlay = +slider.value; }) } });
     return make('div', { role: 'toolbar', class: 'de-bar', 'aria-label': 'View' }, make('span', { class: 'de-group' }, 'Levels'),
-      this.allChip = button('level-all', 'All', 'Show and change all levels (0)', () => this.setLevels([...Array(this.about.levels).keys()])), ...chips,
+      this.allChip = button('level-all', 'All', 'Show and change all levels (0)', () => this.setLevels([...Array(this.about.levels).keys()]), { 'aria-label': 'All levels' }), ...chips,
       make('label', { class: 'de-check' }, 'Codes', slider),
       this.checkbox('changes', 'Changes', 'Mark every cell that is not as it was opened', on => { this.marking = on; this.markChanges(); }),
       button('zoom-out', '−', 'Zoom out (-)', () => this.zoom(0.7)), button('zoom-in', '+', 'Zoom in (+)', () => this.zoom(1.4)),

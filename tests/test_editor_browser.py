@@ -31,6 +31,10 @@ module.IncrementalDecoder.update = held
 module.encode = lambda *args: (time.sleep(3), noise(2))[1]
 module.load_audio = lambda path, rate: type('Sound', (), dict(wav=torch.zeros(9)))
 CodeEditor(loaded, noise(3), title='slow')'''
+CLOSING = SETUP + '''import ipywidgets as widgets
+editor, away = CodeEditor(loaded, noise(3)), widgets.Button(description='Close').add_class('distill-away')
+away.on_click(lambda _: editor.close())
+widgets.VBox([away, editor])'''
 # clicks a button in the page and waits until the new sound is there, and, where the sound plays, until the new one is heard: milliseconds
 EDIT = '''name => new Promise((done, fail) => {
     const root = document.querySelector('.distill-editor'), button = root.querySelector(`.distill-${name}`), began = performance.now();
@@ -63,7 +67,7 @@ def folder(tmp_path_factory):
     prior = CodePrior(PriorConfig(codebook_size=128, n_quantizers=4, d_model=16, n_heads=1, n_layers=1))
     save_model(folder/'tiny.distill', model.eval(), prior.eval())
     save_audio(folder/'bell.wav', .3*torch.sin(torch.arange(40_000)/20), 48_000)
-    for name, source in (('editor', EDITOR), ('long', LONG), ('slow', SLOW)): write_notebook(folder/f'{name}.ipynb', source)
+    for name, source in (('editor', EDITOR), ('long', LONG), ('slow', SLOW), ('closing', CLOSING)): write_notebook(folder/f'{name}.ipynb', source)
     return folder
 
 
@@ -175,6 +179,9 @@ def test_opens(opened, folder):
     unnamed = '''() => [...document.querySelectorAll('.distill-editor :is(button, input, progress, [role])')].filter(o => o.role !== 'row' && !o.hidden &&
         !(o.innerText || o.ariaLabel || o.title || o.closest('label')) && !o.classList.contains('de-hidden')).map(o => o.outerHTML.slice(0, 90))'''
     assert [o for o in opened.page.evaluate(unnamed) if 'gridcell' not in o and 'distill-status' not in o]==[]
+    named = lambda role, name: opened.page.locator('.distill-editor').get_by_role(role, name=name, exact=True).count()
+    assert [named('button', o) for o in ('All levels', 'Level 0', 'Level 3', '0')]==[1, 1, 1, 0]
+    assert opened['status'].get_attribute('role')=='status' and opened['status'].get_attribute('aria-live')=='polite'
     opened.page.screenshot(path=folder/'opened.png', full_page=True)
 
 
@@ -580,6 +587,28 @@ def test_a_second_sound_that_is_taken_back(slow):
     slow['loop'].locator('input').uncheck()
     slow.edit('undo')
     page.locator('.distill-play-other:disabled').wait_for()
+
+
+def test_nothing_is_left_when_it_is_closed(browser, server):
+    "Neither a sound nor what listens to the document."
+    with new_page(browser) as page:
+        visit(page, f'{server}/voila/render/closing.ipynb')
+        editor, chrome = Page(page).ready(), page.context.new_cdp_session(page)
+        def listening():
+            document = chrome.send('Runtime.evaluate', dict(expression='document'))['result']['objectId']
+            found = chrome.send('DOMDebugger.getEventListeners', dict(objectId=document))['listeners']
+            return sorted(o['type'] for o in found if o['type'] in ('play', 'distill-play'))
+        editor['loop'].locator('input').check()
+        editor['play'].click()
+        assert editor.playing('play') and listening()==['distill-play', 'play']
+        context = page.evaluate_handle("""() => { const found = new Promise(done => document.addEventListener('distill-play', e => done(e.detail.wake()), {once: true}));
+            document.querySelector('.distill-after').click(); return found; }""")
+        assert editor.playing('after')
+        page.wait_for_function("o => o.state === 'running'", arg=context)
+        editor['away'].click()
+        page.locator('.distill-editor').wait_for(state='detached')
+        page.wait_for_function("o => o.state === 'closed'", arg=context)
+        assert listening()==[]
 
 
 def test_dark(browser, server, folder):
