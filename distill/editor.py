@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'mend_waveform', 'Patch', 'Change', 'changed_spans', 'IncrementalDecoder', 'region_text', 'Setting',
-           'Operation', 'Scene', 'Version', 'History', 'CodeEditor']
+           'Operation', 'Scene', 'Version', 'History', 'source_lines', 'CodeEditor']
 
 # %% ../nbs/13a_editor.ipynb #d9bd808e
 import math, random, threading, time
@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from graphlib import TopologicalSorter
 from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
+from zipfile import is_zipfile
 
 import anywidget
 import torch
@@ -443,7 +445,8 @@ class History:
 # %% ../nbs/13a_editor.ipynb #23728a12
 _IMPORTS = {'rewrite(': 'from distill.rewrite import rewrite',
             'SamplingConfig(': 'from distill.sampling import SamplingConfig', 'encode(loaded': 'from distill.codes import encode',
-            'load_audio(': 'from distill.audio import load_audio'}
+            'CodeGrid.load(': 'from distill.codes import CodeGrid', 'load_audio(': 'from distill.audio import load_audio',
+            'load_model(': 'from distill.model import load_model'}
 
 def _ways(self): # versions to which the lines lead: from where something was copied that is no more, each after those it needs; then `now`
     needs, todo = {}, [self.now]
@@ -468,6 +471,21 @@ def _script(self) -> list: # of lines
     return [text for name, text in _IMPORTS.items() if any(name in line for line in lines)] + lines
 
 History._ways, History.lines = _ways, property(_script)
+
+# %% ../nbs/13a_editor.ipynb #d23e6915
+def source_lines(
+    loaded: LoadedVQModel,
+    *sounds,  # what is opened, one or two: a `Path`, of a sound or of codes; words for what is in no file
+) -> str:
+    "The lines of Python that make `loaded`, `original` and `second`"
+    plain = lambda words: ' '.join(str(words).split())                  # a name may hold the end of a line
+    def line(name, sound):
+        if not isinstance(sound, Path): return f'# {name} = …: {plain(sound)} is in no file; put its codes here, by encode(loaded, …) or CodeGrid.load(…)'
+        if is_zipfile(sound.expanduser()): return f'{name} = CodeGrid.load({str(sound)!r})'
+        return f'{name} = encode(loaded, load_audio({str(sound)!r}, {loaded.spectrogram_config.sample_rate}).wav)'
+    unsaved = f"# loaded = …: {plain(loaded.metadata.get('name') or 'the model')} is in no file; save it, and put it here, by load_model(…)"
+    model = f'loaded = load_model({str(loaded.path)!r})' if loaded.path else unsaved
+    return '\n'.join([model, *map(line, ('original', 'second'), sounds)])
 
 # %% ../nbs/13a_editor.ipynb #628f2b82
 def _about(loaded, grid, title):  # what the page has to know, once

@@ -5,14 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill import editor as module
-from distill.codes import CodeGrid, CodesError, Region, decode
+from distill import Distill, editor as module
+from distill.audio import load_audio
+from distill.codes import CodeGrid, CodesError, Region, decode, encode
+from distill.codes_panel import CodesPanel
 from distill.editor import OPERATIONS, CodeEditor, History, IncrementalDecoder, Version, changed_spans, mend_waveform, region_text
-from distill.model import LoadedVQModel
-from distill.pipeline import decode_codes, decode_to_mel
+from distill.export import save_audio
+from distill.model import LoadedVQModel, load_model
+from distill.pipeline import Clip, decode_codes, decode_to_mel
 from distill.prior import CodePrior, PriorConfig
 from distill.sampling import Stopped
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
+from distill.synthesis import synthesise
 from distill.vqvae import ConvVQVAE, VQVAEConfig
 
 
@@ -178,6 +182,53 @@ def test_what_was_taken_back_is_not_in_the_lines(opened, loaded):
     assert there['grid']==opened.grid
 
 
+@pytest.fixture(scope='module')
+def kept(loaded, tmp_path_factory):
+    "The model, a bell and the codes of another one, each in a file."
+    folder = tmp_path_factory.mktemp('kept')
+    model = load_model(loaded.save(folder/"it's.distill"))
+    for i, name in enumerate(("bell's.wav", 'gong.wav')): save_audio(folder/name, synthesise('bells', seed=i, seconds=.6), 48_000)
+    return model, folder/"bell's.wav", encode(model, load_audio(folder/'gong.wav', 48_000).wav).save(folder/'gong.npz')
+
+
+def by_panel(model, sound):
+    "An editor of the codes panel: by path, of codes, or of a take."
+    panel = CodesPanel(model)
+    if isinstance(sound, Clip): panel.workspace.add('take 1\nraise SystemExit', sound)
+    elif sound.suffix=='.npz': panel.path.value = str(sound)
+    else: panel.picker.path.value = str(sound)
+    panel.open_codes() if panel.path.value else panel.encode()
+    assert panel.wait(60) and panel.error is None, panel.error
+    return panel.editor
+
+
+def by_name(model, sound, other=None): return Distill(model).edit(sound, other)
+
+
+@pytest.mark.parametrize('opened_by', [by_panel, by_name])
+@pytest.mark.parametrize('what', ['sound', 'codes', 'take'])
+@pytest.mark.parametrize('in_file', [True, False])
+def test_the_lines_run_as_they_are_shown(kept, opened_by, what, in_file):
+    "From nothing where everything is in files; what is in none is named, and to be put there."
+    model, bell, codes = kept
+    sound = dict(sound=bell, codes=codes, take=Clip(load_audio(bell, 48_000).wav))[what]
+    editor = opened_by(model if in_file else replace(model, path=None), sound)
+    press(editor, 'reverse')
+    missing = ['loaded']*(not in_file) + ['original']*(what=='take')
+    there = {name: dict(loaded=model, original=editor.history.first.grid)[name] for name in missing}
+    exec('\n'.join(editor.lines), there)
+    assert there['grid']==editor.grid
+    assert [o.split()[1] for o in editor.lines if o.startswith('#')]==missing
+
+
+def test_the_lines_of_two_sounds_run(kept):
+    model, bell, codes = kept
+    editor, there = by_name(model, str(codes), bell), {}
+    press(editor, 'swap')
+    exec('\n'.join(editor.lines), there)
+    assert there['grid']==editor.grid and there['other']==editor.other
+
+
 def test_undo_has_an_end(loaded, make):
     history = History(make(3), limit=5)
     change = IncrementalDecoder(loaded, history.now.grid).update(make(3))
@@ -322,7 +373,6 @@ def test_stop(opened, monkeypatch):
 
 def test_stop_while_a_second_sound_is_opened_again(loaded, make, tmp_path, monkeypatch):
     "To decode it takes a while: given up, everything is as it was, and it can be asked for again."
-    from distill.export import save_audio
     path = save_audio(tmp_path/'second.wav', .1*torch.randn(20_000), 48_000)
     editor, decoder = CodeEditor(loaded, make(5)), IncrementalDecoder
     press(editor, 'open', path=str(path))
@@ -361,7 +411,6 @@ def test_without_a_second_sound(loaded, make):
 
 
 def test_opening_a_second_sound(loaded, make, tmp_path):
-    from distill.export import save_audio
     path = save_audio(tmp_path/"it's.wav", .1*torch.randn(20_000), 48_000)
     editor, first = CodeEditor(loaded, make(5)), None
     press(editor, 'open', path=str(path))
