@@ -268,6 +268,10 @@ class _Coding:
         "A sound as a grid of codes"
         return encode(self.loaded, _waveform(sound, self.loaded.spectrogram_config.sample_rate))
 
+    def _grid(self, sound):
+        if isinstance(sound, CodeGrid): return sound
+        return CodeGrid.load(sound) if isinstance(sound, (str, Path)) and Path(sound).suffix.lower() == '.npz' else self.encode(sound)
+
     def decode(
         self,
         grid,   # a `CodeGrid`, or an `.npz` file that holds one
@@ -300,13 +304,6 @@ class _Coding:
         with progress_bar(progress) as tell: return evaluate_model(self.loaded, folder, tell)
 
 # %% ../nbs/14_api.ipynb #ed17ab02
-def _opened(model, sound, name):  # (grid, the line of Python that makes it)
-    "A sound as a grid, and how it was made one"
-    if isinstance(sound, CodeGrid): return sound, f'# {name}: a grid that was given'
-    if not isinstance(sound, (str, Path)): return model.encode(sound), f'# {name}: d.encode of a {_name(sound)} that was given'
-    if Path(sound).suffix == '.npz': return CodeGrid.load(sound), f'{name} = CodeGrid.load({str(sound)!r})'
-    return model.encode(sound), f'{name} = d.encode({str(sound)!r})'
-
 class _Editing:
     def edit(
         self,
@@ -314,20 +311,13 @@ class _Editing:
         other=None,  # a second sound beside it, to paste from
     ):               # a widget
         "A sound as a grid to cut, paste and rewrite by mouse and keyboard, for notebooks; raises `CodesError` for another model's codes"
-        from distill.editor import CodeEditor
-        found = [_opened(self, o, name) for o, name in ((sound, 'original'), (other, 'second')) if o is not None]
-        grids, lines = zip(*found)
-        model = self.loaded.path and f'd = Distill.load({str(self.loaded.path)!r})'
-        start = ['from distill import Distill', model] if model else ['# d: the model that was at hand']
-        if any('CodeGrid.load' in o for o in lines): start.insert(0, 'from distill.codes import CodeGrid')
-        return CodeEditor(self.loaded, *grids, title=_name(sound), source='\n'.join([*start, 'loaded = d.loaded', *lines]))
+        from distill.editor import CodeEditor, source_lines
+        sounds = [o for o in (sound, other) if o is not None]
+        sources = [Path(o) if isinstance(o, (str, Path)) else f'a {_name(o)} that was given' for o in sounds]
+        return CodeEditor(self.loaded, *map(self._grid, sounds), title=_name(sound), source=source_lines(self.loaded, *sources))
 
 # %% ../nbs/14_api.ipynb #cfbb865c
 class _Rewriting:
-    def _grid(self, sound):
-        if isinstance(sound, CodeGrid): return sound
-        return CodeGrid.load(sound) if isinstance(sound, (str, Path)) and Path(sound).suffix.lower() == '.npz' else self.encode(sound)
-
     def rewrite(
         self,
         sound,                    # a `CodeGrid`, an `.npz` file that holds one, or anything that `encode` takes

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from .codes import CodeGrid, check_codes, encode
 from .controls import (STYLE, CardList, Job, SaveSettings, SoundCard, SoundPicker, Workspace, button, card_parts, checked_name, close_all,
                               control, free_path, in_words, new_name, row, show_words)
-from .editor import CodeEditor
+from .editor import CodeEditor, source_lines
 from .sampling import Stopped
 
 # %% ../nbs/13d_codes_panel.ipynb #47755283
@@ -81,7 +81,7 @@ class CodesPanel(_CodesView):
 
 # %% ../nbs/13d_codes_panel.ipynb #5b28b2bb
 def _editor_of(loaded, grid, name, source, should_stop): # it decodes the grid: of half a minute, for some seconds
-    editor = CodeEditor(loaded, grid, title=name, source=source)
+    editor = CodeEditor(loaded, grid, title=name, source=source_lines(loaded, source))
     if not should_stop(): return editor
     editor.close()
     raise Stopped('stopped when it was decoded')
@@ -103,15 +103,12 @@ def _encode(self):
     loaded = self.workspace.loaded
     rate = loaded.spectrogram_config.sample_rate if loaded is not None else 0
     def work(should_stop):
-        (name, wav), source = self.picker.sound(rate), self._source(rate)  # both now: another may be chosen meanwhile
+        path = self.picker.path.value.strip() if self.picker.source.value == 'file' else ''   # now: another may be chosen meanwhile
+        name, wav = self.picker.sound(rate)
         grid = encode(loaded, wav)
         if should_stop(): raise Stopped('stopped when it was encoded')
-        return _editor_of(loaded, grid, name, source, should_stop)
+        return _editor_of(loaded, grid, name, Path(path) if path else name, should_stop)
     self._start('Encoding…', work, self.show_editor)
-
-def _source(self, rate): # the line of Python for the script of the editor
-    path = self.picker.path.value.strip()
-    return f'original = encode(loaded, load_audio({path!r}, {rate}).wav)' if self.picker.source.value == 'file' else ''
 
 def _open_codes(self):
     "What Open does: codes from a file; raises nothing, and says what is wrong"
@@ -120,10 +117,10 @@ def _open_codes(self):
         if not path: raise ValueError('give the path of an .npz file first')
         grid = CodeGrid.load(path)
         check_codes(loaded, grid)
-        return _editor_of(loaded, grid, Path(path).stem, f'original = CodeGrid.load({path!r})', should_stop)
+        return _editor_of(loaded, grid, Path(path).stem, Path(path), should_stop)
     self._start('Opening…', work, self.show_editor)
 
-CodesPanel._start, CodesPanel.encode, CodesPanel._source, CodesPanel.open_codes = _start, _encode, _source, _open_codes
+CodesPanel._start, CodesPanel.encode, CodesPanel.open_codes = _start, _encode, _open_codes
 
 # %% ../nbs/13d_codes_panel.ipynb #8c75a135
 def _edited(editor): return editor.history.now is not editor.history.first

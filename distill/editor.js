@@ -134,6 +134,7 @@ class GridView {
   close() { this.resize.disconnect(); cancelAnimationFrame(this.frame); cancelAnimationFrame(this.markFrame); }
 
   // what it shows
+  clear() { Object.assign(this, { codes: null, mel: null, mask: null, columns: 0, cursor: [0, 0], anchor: [0, 0] }); this.mark(); }
   take(codes, mel, columns) {
     const same = columns === this.columns;
     Object.assign(this, { codes, mel, columns });
@@ -343,6 +344,7 @@ function isDark(el) {                              // whether the page around is
 }
 
 // --- everything together
+const HELD = /^(Shift\+)?(Arrow(Left|Right|Up|Down)|Page(Up|Down)|Home|End|[-+=])$|^Ctrl\+(Shift\+)?[ZY]$/;    // keys that go on while they are held down
 const GROUPS = { play: 'Listen', history: 'History', paste: 'Between sounds', edit: 'Change', model: 'With the model' };
 
 class Editor {
@@ -389,7 +391,7 @@ class Editor {
     const own = this.view('own', about.title), second = this.view('other', 'The second sound');
     const source = make('input', { type: 'text', class: 'de-path distill-path', placeholder: 'a sound file to take from', 'aria-label': 'File of the second sound' });
     const open = () => source.value.trim() && this.send('open', { path: source.value.trim() });
-    source.addEventListener('keydown', e => { if (e.key === 'Enter') open(); });
+    source.addEventListener('keydown', e => { if (e.key === 'Enter' && !e.repeat) open(); });
     this.second = second.el; second.el.hidden = true;
     root.append(this.viewBar(), own.el, this.cellLine, ...bars,
       this.player(saver),
@@ -430,12 +432,12 @@ class Editor {
   }
   viewBar() {
     const chips = this.about.levels > 1 ? this.levels.map(l => button(`level-${l}`, `${l}`, `Level ${l}${l ? '' : ', the coarsest'}: show and change it alone; with Shift, it as well (${l + 1})`,
-      e => this.chooseLevel(l, e.shiftKey))) : [];
+      e => this.chooseLevel(l, e.shiftKey), { 'aria-label': `Level ${l}` })) : [];
     this.chips = chips;
     const slider = make('input', { type: 'range', min: 0, max: 1, step: 0.05, value: 0.6, class: 'distill-overlay', 'aria-label': 'Codes over the spectrogram',
       title: 'From the spectrogram alone to the codes alone', on: { input: () => this.redraw(v => { v.overlay = +slider.value; }) } });
     return make('div', { role: 'toolbar', class: 'de-bar', 'aria-label': 'View' }, make('span', { class: 'de-group' }, 'Levels'),
-      this.allChip = button('level-all', 'All', 'Show and change all levels (0)', () => this.setLevels([...Array(this.about.levels).keys()])), ...chips,
+      this.allChip = button('level-all', 'All', 'Show and change all levels (0)', () => this.setLevels([...Array(this.about.levels).keys()]), { 'aria-label': 'All levels' }), ...chips,
       make('label', { class: 'de-check' }, 'Codes', slider),
       this.checkbox('changes', 'Changes', 'Mark every cell that is not as it was opened', on => { this.marking = on; this.markChanges(); }),
       button('zoom-out', '−', 'Zoom out (-)', () => this.zoom(0.7)), button('zoom-in', '+', 'Zoom in (+)', () => this.zoom(1.4)),
@@ -470,6 +472,7 @@ class Editor {
         this.sounds[side] = taken.wav; v.take(taken.codes, taken.mel, parts.columns); v.paint();
         if (side === 'own') { this.original = taken.original_codes ?? taken.codes.slice(); this.sounds.before ??= null; }
       }
+      if (!message.sides.other) this.forgetSecond();
       this.second.hidden = !message.sides.other;
       this.setLevels(this.levels, false); this.followSelection(); this.enable(); this.heard('own');
       this.root.dataset.ready = 'true'; this.root.dataset.at = this.at;
@@ -479,6 +482,11 @@ class Editor {
       for (const [side, parts] of Object.entries(message.sides)) this.change(side, parts, get);
       this.markChanges(); this.root.dataset.at = this.at; this.enable();
     }
+  }
+  forgetSecond() {                                 // it has been taken back: nothing plays it or takes from it any more
+    if (this.transport.now?.sound === 'other') this.transport.stop();
+    if (this.second.contains(document.activeElement)) this.views.own.scroll.focus({ preventScroll: true });   // keys are still meant for us
+    delete this.sounds.other; this.views.other.clear(); this.focus = 'own';
   }
   change(side, { columns, codes, mel, wav }, get) {
     const v = this.views[side], n = this.about.n_mels;
@@ -521,14 +529,14 @@ class Editor {
     return { boxes: own.mask ? own.boxes() : [], levels: this.levels, other: other.mask ? other.boxes() : [], cursor: own.cursor, focus: this.focus ?? 'own' };
   }
   keep() { this.model.set('selection', this.selection); this.model.save_changes(); this.enable(); }
-  send(name, settings = {}) { this.model.send({ do: name, settings, selection: this.selection }); }
+  send(name, settings = {}) { this.sent = this.at; this.model.send({ do: name, settings, selection: this.selection }); }
   selected(view) {
     this.focus = view.name; this.keep();
     const n = view.count();
     if (this.auto && n) this.play(view.name === 'own' ? 'selection' : 'other');
   }
-  act(name) {
-    if (this.buttons[name].disabled) return;
+  act(name, held = false) {                        // a key that is held down: another step back only when the one before is there
+    if (this.buttons[name].disabled || held && (this.sent === this.at || this.model.get('running'))) return;
     if (['play', 'selection', 'before', 'after', 'halt'].includes(name)) return this.play(name);
     const settings = {};
     for (const [key, input] of Object.entries(this.settings)) if (key.startsWith(`${name}.`)) {
@@ -578,12 +586,13 @@ class Editor {
 
   // keys
   key(e) {
+    if (e.repeat && e.key === 'Enter' && e.target.matches('button')) e.preventDefault();    // it would be clicked again and again
     if (e.defaultPrevented || e.target.matches('input[type=text], input[type=number], audio, summary') && e.key !== 'Escape') return;
     const view = Object.values(this.views).find(v => v.scroll === e.target), { shiftKey: shift, altKey: alt } = e, ctrl = e.ctrlKey || e.metaKey;
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1], PageUp: [-8, 0], PageDown: [8, 0], Home: [-1e6, 0], End: [1e6, 0] };
     const text = window.getSelection()?.toString(), press = (ctrl ? 'Ctrl+' : '') + (shift ? 'Shift+' : '') + (alt ? 'Alt+' : '') + (e.key === ' ' ? 'Space' : e.key.length === 1 ? e.key.toUpperCase() : e.key);
     const grid = view ?? this.views.own, others = { 'Ctrl+A': () => grid.all(), Escape: () => { this.transport.stop(); grid.none(); },
-      'Ctrl+Shift+Z': () => this.act('redo'), '+': () => this.zoom(1.4), 'Shift++': () => this.zoom(1.4), '=': () => this.zoom(1.4), '-': () => this.zoom(0.7), 0: () => this.allChip.click() };
+      'Ctrl+Shift+Z': () => this.act('redo', e.repeat), '+': () => this.zoom(1.4), 'Shift++': () => this.zoom(1.4), '=': () => this.zoom(1.4), '-': () => this.zoom(0.7), 0: () => this.allChip.click() };
     let run = others[press];
     if (view && steps[e.key] && !ctrl && !alt) run = () => { this.focus = view.name; view.move(...steps[e.key], shift); };
     else if (view && press === 'Ctrl+Space') run = () => { this.focus = view.name; view.toggle(); };
@@ -591,9 +600,10 @@ class Editor {
     else if (press === 'Space') run = () => this.play(view?.name === 'other' ? 'other' : grid.count() ? 'selection' : 'play');
     else if (/^[1-9]$/.test(press) && +press <= this.chips.length) run = () => this.chooseLevel(+press - 1);
     else if (press === 'Ctrl+C' && text && !view) return;             // text that is selected is copied, unless one is in a grid
-    else if (!run) { const o = this.model.get('operations').find(o => o.key === press); if (o) run = () => this.act(o.name); }
+    else if (!run) { const o = this.model.get('operations').find(o => o.key === press); if (o) run = () => this.act(o.name, e.repeat); }
     if (!run) return;
-    e.preventDefault(); e.stopPropagation(); run();
+    e.preventDefault(); e.stopPropagation();
+    if (!e.repeat || HELD.test(press)) run();
   }
 
   // what is said

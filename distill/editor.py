@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'mend_waveform', 'Patch', 'Change', 'changed_spans', 'IncrementalDecoder', 'region_text', 'Setting',
-           'Operation', 'Scene', 'Version', 'History', 'CodeEditor']
+           'Operation', 'Scene', 'Version', 'History', 'source_lines', 'CodeEditor']
 
 # %% ../nbs/13a_editor.ipynb #d9bd808e
 import math, random, threading, time
@@ -12,8 +12,11 @@ from collections import deque
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from graphlib import TopologicalSorter
 from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
+from zipfile import is_zipfile
 
 import anywidget
 import torch
@@ -392,7 +395,7 @@ class Version:
     grid: CodeGrid
     other: CodeGrid            # or None
     line: str = ''             # that made them from those of `parent`
-    parent: 'Version' = None
+    parent: 'Version' = field(default=None, repr=False)
     copies: dict = field(default_factory=dict)  # what the line calls by name: name → (version, 'grid' or 'other')
     own: Change = None         # what became of the sound
     second: Change = None      # and of the other one
@@ -402,7 +405,9 @@ class Version:
     @property
     def path(self) -> list:    # of versions
         "From the beginning to here"
-        return [*(self.parent.path if self.parent else []), self]
+        found = [self]
+        while found[-1].parent is not None: found.append(found[-1].parent)
+        return found[::-1]
 
 # %% ../nbs/13a_editor.ipynb #864ad653
 class History:
@@ -420,7 +425,8 @@ class History:
     def add(self, version: Version):
         "Another version, after the one that is there now"
         self.now, self.undone = version, []
-        if len(path := version.path) > self.limit: path[-self.limit].own = path[-self.limit].second = None   # free the pieces
+        for _ in range(self.limit - 1): version = version.parent or version
+        version.own = version.second = None                # too far back to be taken back: free the pieces
 
     @property
     def can_undo(self) -> bool: return self.now.own is not None or self.now.second is not None
@@ -439,28 +445,47 @@ class History:
 # %% ../nbs/13a_editor.ipynb #23728a12
 _IMPORTS = {'rewrite(': 'from distill.rewrite import rewrite',
             'SamplingConfig(': 'from distill.sampling import SamplingConfig', 'encode(loaded': 'from distill.codes import encode',
-            'load_audio(': 'from distill.audio import load_audio'}
+            'CodeGrid.load(': 'from distill.codes import CodeGrid', 'load_audio(': 'from distill.audio import load_audio',
+            'load_model(': 'from distill.model import load_model'}
 
-def _way(self, version, known):
-    "Lines from the beginning to a version; what was copied elsewhere is fetched first"
-    path, lines = version.path, []
-    copies = {name: at for v in path for name, at in v.copies.items()}
-    for name, (at, side) in copies.items():
-        if at in path or name in known: continue
-        lines += [*self._way(at, known), f'{name} = {side}']
-        known.add(name)
-    lines.append('grid = original' if self.first.other is None else 'grid, other = original, second')
-    for v in path:
-        if v.line: lines.append(v.line)
-        lines += [f'{name} = {side}' for name, (at, side) in copies.items() if at is v]
-    return lines
+def _ways(self): # versions to which the lines lead: from where something was copied that is no more, each after those it needs; then `now`
+    needs, todo = {}, [self.now]
+    while todo:
+        version = todo.pop()
+        if version in needs: continue
+        path = version.path
+        there = set(path)
+        needs[version] = [at for v in path for at, side in v.copies.values() if at not in there]
+        todo += needs[version]
+    return [*TopologicalSorter(needs).static_order()]
 
 def _script(self) -> list: # of lines
     "Running it gives the sounds that are there now"
-    lines = [*self.source.splitlines(), *self._way(self.now, set())]
+    ways, copied = [version.path for version in self._ways()], {}
+    for name, (at, side) in [o for path in ways for v in path for o in v.copies.items()]: copied.setdefault(at, {})[name] = f'{name} = {side}'
+    lines = self.source.splitlines()
+    for path in ways:
+        if path[-1] is not self.now and path[-1] not in copied: continue    # another way led through it
+        lines.append('grid = original' if self.first.other is None else 'grid, other = original, second')
+        for v in path: lines += [*filter(None, [v.line]), *copied.pop(v, {}).values()]
     return [text for name, text in _IMPORTS.items() if any(name in line for line in lines)] + lines
 
-History._way, History.lines = _way, property(_script)
+History._ways, History.lines = _ways, property(_script)
+
+# %% ../nbs/13a_editor.ipynb #d23e6915
+def source_lines(
+    loaded: LoadedVQModel,
+    *sounds,  # what is opened, one or two: a `Path`, of a sound or of codes; words for what is in no file
+) -> str:
+    "The lines of Python that make `loaded`, `original` and `second`"
+    plain = lambda words: ' '.join(str(words).split())                  # a name may hold the end of a line
+    def line(name, sound):
+        if not isinstance(sound, Path): return f'# {name} = …: {plain(sound)} is in no file; put its codes here, by encode(loaded, …) or CodeGrid.load(…)'
+        if is_zipfile(sound.expanduser()): return f'{name} = CodeGrid.load({str(sound)!r})'
+        return f'{name} = encode(loaded, load_audio({str(sound)!r}, {loaded.spectrogram_config.sample_rate}).wav)'
+    unsaved = f"# loaded = …: {plain(loaded.metadata.get('name') or 'the model')} is in no file; save it, and put it here, by load_model(…)"
+    model = f'loaded = load_model({str(loaded.path)!r})' if loaded.path else unsaved
+    return '\n'.join([model, *map(line, ('original', 'second'), sounds)])
 
 # %% ../nbs/13a_editor.ipynb #628f2b82
 def _about(loaded, grid, title):  # what the page has to know, once
@@ -552,7 +577,8 @@ class CodeEditor(_EditorView):
         if other is not None: self.decoders['other'] = IncrementalDecoder(loaded, other)
         self.loaded, self.history, self.exception = loaded, History(grid, other, source), None   # the exception: why the last attempt failed
         self._at, self._loudest, self._copied, self._used = 0, max(-3.0, float(self.decoders['own'].mel.max())), None, set()
-        self._waiting, self._lock, self.job = deque(), threading.RLock(), Job(self._running)
+        self._waiting, self._turn, self.job = deque(), threading.RLock(), Job(self._running)   # what waits, whose turn it is
+        self._lock = threading.RLock()                         # what is there and what the page was sent of it go together
         every = dict(boxes=[], levels=list(range(grid.levels)), other=[], cursor=[0, 0], focus='own')
         super().__init__(about=_about(loaded, grid, title), operations=_buttons(), selection=every, status='Ready')
         self.on_msg(self._receive)
@@ -602,7 +628,7 @@ CodeEditor.do, CodeEditor.stop, CodeEditor.wait = _do, _stop, _wait
 
 # %% ../nbs/13a_editor.ipynb #f1737679
 def _begin(self):
-    with self._lock:
+    with self._turn:
         if self._waiting and not self.job.running: self.job.start(self._waiting.popleft(), self._finish)
 
 def _running(self, running):
@@ -688,10 +714,9 @@ def _go(self, line, copies, selection, operation, should_stop):
     if names['grid'] == now.grid and names['other'] == now.other: return 'Nothing is different'
     version = Version(names['grid'], names['other'], line, now, copies, selection=selection)
     version.made = self._selected_after(operation, selection, version)
-    with self._lock:
-        self._commit(version, should_stop)
-        self._used.update(copies)
-        if version.made is not None: self.put(selection=dict(self.selection, boxes=version.made))
+    self._commit(version, should_stop)
+    self._used.update(copies)
+    if version.made is not None: self.put(selection=dict(self.selection, boxes=version.made))
     return f"{operation.done}: {_place(now.grid, selection['boxes'], selection['levels'])}"
 
 def _place(grid, boxes, levels):
@@ -721,31 +746,43 @@ def _decoded(self, side, grid, should_stop): # a decoder of it, and a `Change` w
     _unless_stopped(work, should_stop)
     return found
 
+CodeEditor._selected_after, CodeEditor._decoded = _selected_after, _decoded
+
+# %% ../nbs/13a_editor.ipynb #b4c4de35
 def _commit(self, version, should_stop):
-    "Decode a new version, show it and remember it"
-    other = None
-    if version.other is not None and version.parent.other is None: other, _ = self._decoded('other', version.other, should_stop)
-    self.decoders['own'], version.own = self._decoded('own', version.grid, should_stop)
-    changes = {}
-    if version.own.wav or version.own.mel or version.grid != version.parent.grid: changes['own'] = version.own
-    if version.other is not None and version.parent.other is not None and version.other != version.parent.other:
-        if sent := bool(changes): self._send_changes(changes)    # to be heard while the other one is decoded: there is no way back then
-        self.decoders['other'], version.second = self._decoded('other', version.other, lambda: should_stop() and not sent)
+    "Decode a new version beside what is there, and then show and remember it"
+    before, parent, second = self.decoders['own'], version.parent, None
+    if version.other is not None and parent.other is None: second, _ = self._decoded('other', version.other, should_stop)
+    own, version.own = self._decoded('own', version.grid, should_stop)
+    decoded, changes = {'own': own}, {}
+    if version.own.wav or version.own.mel or version.grid != parent.grid: changes['own'] = version.own
+    if version.other is not None and parent.other is not None and version.other != parent.other:
+        if changes: self._swap(decoded, changes)    # to be heard while the other one is decoded
+        try: decoded['other'], version.second = self._decoded('other', version.other, should_stop)
+        except BaseException:
+            if changes: self._swap({'own': before}, {'own': version.own.reversed()})
+            raise
         changes = {'other': version.second}
-    self.history.add(version)
-    self._show(changes, other)
+    with self._lock:
+        self.decoders.update(decoded)
+        self.history.add(version)
+        self._show(changes, second)
+
+def _swap(self, decoders, changes): # both: side → what is there from now on, and how it came to be
+    with self._lock:
+        self.decoders.update(decoders)
+        self._send_changes(changes)
 
 def _show(self, changes, second=None):                      # second: a decoder of the other sound, where there was none
-    opened = self.history.now.other
-    if (opened is None) == ('other' in self.decoders) or opened is not None and self.decoders['other'].grid != opened:
-        self.decoders.pop('other', None)
-        if opened is not None: self.decoders['other'] = second or IncrementalDecoder(self.loaded, opened)
+    if second is not None: self.decoders['other'] = second
+    gone = self.other is None and self.decoders.pop('other', None)
+    if second is not None or gone:
         self._at += 1
         self._send_all()
     else: self._send_changes(changes)
     self._tell()
 
-CodeEditor._selected_after, CodeEditor._decoded, CodeEditor._commit, CodeEditor._show = _selected_after, _decoded, _commit, _show
+CodeEditor._commit, CodeEditor._swap, CodeEditor._show = _commit, _swap, _show
 
 # %% ../nbs/13a_editor.ipynb #e7d27dc4
 def _step(self, name, should_stop):  # 'undo' or 'redo'
@@ -761,7 +798,8 @@ def _step(self, name, should_stop):  # 'undo' or 'redo'
             self.decoders[side].take(changes[side])
         self._show(changes, second)
         boxes = version.selection['boxes'] if back or version.made is None else version.made
-        self.put(selection=dict(self.selection, boxes=boxes))
+        away = {} if self.other is not None else dict(other=[], focus='own')
+        self.put(selection=dict(self.selection, boxes=boxes, **away))
     return f"{'Taken back' if back else 'Done again'}: {version.line}"
 
 def _copy(self, selection):

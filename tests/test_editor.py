@@ -1,18 +1,22 @@
 "The editor without a browser: what is decoded again, what is undone, what the lines say, what goes wrong in words."
-import random, time
+import random, threading, time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from distill import editor as module
-from distill.codes import CodeGrid, CodesError, Region, decode
+from distill import Distill, editor as module
+from distill.audio import load_audio
+from distill.codes import CodeGrid, CodesError, Region, decode, encode
+from distill.codes_panel import CodesPanel
 from distill.editor import OPERATIONS, CodeEditor, History, IncrementalDecoder, Version, changed_spans, mend_waveform, region_text
-from distill.model import LoadedVQModel
-from distill.pipeline import decode_codes, decode_to_mel
+from distill.export import save_audio
+from distill.model import LoadedVQModel, load_model
+from distill.pipeline import Clip, decode_codes, decode_to_mel
 from distill.prior import CodePrior, PriorConfig
 from distill.sampling import Stopped
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
+from distill.synthesis import synthesise
 from distill.vqvae import ConvVQVAE, VQVAEConfig
 
 
@@ -178,6 +182,53 @@ def test_what_was_taken_back_is_not_in_the_lines(opened, loaded):
     assert there['grid']==opened.grid
 
 
+@pytest.fixture(scope='module')
+def kept(loaded, tmp_path_factory):
+    "The model, a bell and the codes of another one, each in a file."
+    folder = tmp_path_factory.mktemp('kept')
+    model = load_model(loaded.save(folder/"it's.distill"))
+    for i, name in enumerate(("bell's.wav", 'gong.wav')): save_audio(folder/name, synthesise('bells', seed=i, seconds=.6), 48_000)
+    return model, folder/"bell's.wav", encode(model, load_audio(folder/'gong.wav', 48_000).wav).save(folder/'gong.npz')
+
+
+def by_panel(model, sound):
+    "An editor of the codes panel: by path, of codes, or of a take."
+    panel = CodesPanel(model)
+    if isinstance(sound, Clip): panel.workspace.add('take 1\nraise SystemExit', sound)
+    elif sound.suffix=='.npz': panel.path.value = str(sound)
+    else: panel.picker.path.value = str(sound)
+    panel.open_codes() if panel.path.value else panel.encode()
+    assert panel.wait(60) and panel.error is None, panel.error
+    return panel.editor
+
+
+def by_name(model, sound, other=None): return Distill(model).edit(sound, other)
+
+
+@pytest.mark.parametrize('opened_by', [by_panel, by_name])
+@pytest.mark.parametrize('what', ['sound', 'codes', 'take'])
+@pytest.mark.parametrize('in_file', [True, False])
+def test_the_lines_run_as_they_are_shown(kept, opened_by, what, in_file):
+    "From nothing where everything is in files; what is in none is named, and to be put there."
+    model, bell, codes = kept
+    sound = dict(sound=bell, codes=codes, take=Clip(load_audio(bell, 48_000).wav))[what]
+    editor = opened_by(model if in_file else replace(model, path=None), sound)
+    press(editor, 'reverse')
+    missing = ['loaded']*(not in_file) + ['original']*(what=='take')
+    there = {name: dict(loaded=model, original=editor.history.first.grid)[name] for name in missing}
+    exec('\n'.join(editor.lines), there)
+    assert there['grid']==editor.grid
+    assert [o.split()[1] for o in editor.lines if o.startswith('#')]==missing
+
+
+def test_the_lines_of_two_sounds_run(kept):
+    model, bell, codes = kept
+    editor, there = by_name(model, str(codes), bell), {}
+    press(editor, 'swap')
+    exec('\n'.join(editor.lines), there)
+    assert there['grid']==editor.grid and there['other']==editor.other
+
+
 def test_undo_has_an_end(loaded, make):
     history = History(make(3), limit=5)
     change = IncrementalDecoder(loaded, history.now.grid).update(make(3))
@@ -186,6 +237,23 @@ def test_undo_has_an_end(loaded, make):
     while history.can_undo: history.undo(); back += 1
     assert back==4 or back==5
     assert len(history.lines)==1 + 20 - back    # what cannot be taken back is still told
+
+
+def test_thousands_of_edits(opened):
+    "An edit after thousands is an edit like any other; so is one that pastes from thousands of versions that are no more."
+    history, grid, other = opened.history, opened.grid, opened.other
+    for i in range(3000): history.add(Version(grid, other, f'# {i}', history.now))
+    press(opened, 'reverse')
+    assert len(opened.lines)==3002 and opened.lines[-1]=='grid = grid.reverse()' and '3001 changes' in repr(opened) and repr(history.now)
+    press(opened, 'undo')
+    version = history.first
+    for i in range(2000):
+        version = Version(grid, other, f'# {i} from {i - 1}', history.first, {f'copied_{i - 1}': (version, 'grid')} if i else {})
+    history.add(Version(grid, other, '# now', history.now, {'copied_1999': (version, 'other')}))
+    lines = history.lines
+    at = {line: i for i, line in enumerate(lines)}
+    assert lines[-1]=='# now' and at['copied_1999 = other'] < at['# 0']
+    assert all(at[f'# {i - 1} from {i - 2}'] < at[f'copied_{i - 1} = grid'] < at[f'# {i} from {i - 1}'] for i in range(1, 2000))
 
 
 # --- the kernel's side of the talk
@@ -211,9 +279,82 @@ def test_what_is_pressed_meanwhile_waits(opened):
     assert [o.split('(')[0] for o in opened.lines[1:]]==['grid = grid.shift']*5 + ['grid = grid.reverse']
 
 
-def stops_at_once(editor):
+class Heard:
+    "What a page has after these messages: grids as bytes, sounds. Each message has to go on from the one before."
+    def __init__(self): self.at, self.codes, self.wavs = None, {}, {}
+
+    def take(self, messages):
+        for content, buffers in messages:
+            if content['kind']=='all': self.codes, self.wavs = {}, {}
+            else: assert content['from']==self.at
+            self.at = content['at']
+            for side, parts in content['sides'].items():
+                if content['kind']=='all': self.codes[side], self.wavs[side] = (buffers[parts['buffers'][o]] for o in ('codes', 'wav'))
+                else:
+                    self.codes[side], wav = buffers[parts['codes']], bytearray(self.wavs[side])
+                    for start, removed, i in parts['wav']: wav[4*start:4*(start + removed)] = buffers[i]
+                    self.wavs[side] = bytes(wav)
+        return self
+
+    def __eq__(self, other): return (self.at, self.codes, self.wavs)==(other.at, other.codes, other.wavs)
+
+
+def said_hello(editor):
+    "What a page has that opens now."
+    editor.sent.clear()
+    editor._receive(None, {'do': 'hello'}, None)
+    return Heard().take([editor.sent.pop()])
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    "Decoding the first sound, or the second, takes five seconds from now on, and asks nobody: an event that says when it begins."
+    def slowed(editor, side):
+        update, columns, begun = IncrementalDecoder.update, editor.decoders[side].grid.columns, threading.Event()
+        def slow(decoder, grid):
+            if decoder.grid.columns==columns: begun.set(); time.sleep(5)
+            return update(decoder, grid)
+        monkeypatch.setattr(IncrementalDecoder, 'update', slow)
+        return begun
+    return slowed
+
+
+@pytest.mark.parametrize('name, side', [('reverse', 'own'), ('swap', 'own'), ('swap', 'other')])
+def test_a_long_decoding_blocks_nothing(opened, slowly, monkeypatch, name, side):
+    "What is pressed meanwhile waits, a page that opens gets what is there, and Stop takes effect within half a second."
+    before, known = (opened.grid, opened.other, opened.lines), said_hello(opened)
+    begun = slowly(opened, side)
+    opened.do(name)
+    assert begun.wait(20)
+    started = time.monotonic()
+    opened.do('randomise')
+    meanwhile = said_hello(opened)
+    assert time.monotonic() - started < .3 and opened.running
+    assert (meanwhile.codes==known.codes)==(side=='own') and meanwhile.codes['other']==known.codes['other']
+    stops_at_once(opened, .1)
+    assert opened.status=='Stopped' and (opened.grid, opened.other, opened.lines)==before
+    after = meanwhile.take(opened.sent)
+    assert after.codes==known.codes and after.wavs==known.wavs and after==said_hello(opened)
+    monkeypatch.undo()
+    press(opened, name)
+    assert after.take(opened.sent)==said_hello(opened) and after.codes!=known.codes
+
+
+def test_a_page_that_opens_at_any_time(opened):
+    "It gets the same as one that was there before, whatever is done meanwhile."
+    page = said_hello(opened)
+    for name in ('swap', 'repeat', 'mix', 'undo', 'swap', 'reverse', 'undo', 'redo'): opened.do(name)
+    while not opened.wait(.01): opened._receive(None, {'do': 'hello'}, None)
+    messages = opened.sent
+    late = [i for i, (content, _) in enumerate(messages) if content['kind']=='all']
+    page.take(messages)
+    for i in late[:3] + late[-3:]: assert Heard().take(messages[i:])==page
+    assert page==said_hello(opened)
+
+
+def stops_at_once(editor, after=.3):
     "Stop, while something is going on, takes effect within half a second."
-    time.sleep(.3)
+    time.sleep(after)
     assert editor.running
     started = time.monotonic()
     editor.stop()
@@ -232,7 +373,6 @@ def test_stop(opened, monkeypatch):
 
 def test_stop_while_a_second_sound_is_opened_again(loaded, make, tmp_path, monkeypatch):
     "To decode it takes a while: given up, everything is as it was, and it can be asked for again."
-    from distill.export import save_audio
     path = save_audio(tmp_path/'second.wav', .1*torch.randn(20_000), 48_000)
     editor, decoder = CodeEditor(loaded, make(5)), IncrementalDecoder
     press(editor, 'open', path=str(path))
@@ -271,7 +411,6 @@ def test_without_a_second_sound(loaded, make):
 
 
 def test_opening_a_second_sound(loaded, make, tmp_path):
-    from distill.export import save_audio
     path = save_audio(tmp_path/"it's.wav", .1*torch.randn(20_000), 48_000)
     editor, first = CodeEditor(loaded, make(5)), None
     press(editor, 'open', path=str(path))
@@ -283,8 +422,9 @@ def test_opening_a_second_sound(loaded, make, tmp_path):
     assert there['grid']==editor.grid and there['other']==editor.other
     press(editor, 'undo')
     assert editor.other==first
+    editor.selection = dict(editor.selection, other=[[0, 1, 0, 8]], focus='other')
     press(editor, 'undo')
-    assert editor.other is None and 'other' not in editor.decoders
+    assert editor.other is None and 'other' not in editor.decoders and (editor.selection['other'], editor.selection['focus'])==([], 'own')
     press(editor, 'redo')
     assert editor.other==first
 

@@ -31,6 +31,10 @@ module.IncrementalDecoder.update = held
 module.encode = lambda *args: (time.sleep(3), noise(2))[1]
 module.load_audio = lambda path, rate: type('Sound', (), dict(wav=torch.zeros(9)))
 CodeEditor(loaded, noise(3), title='slow')'''
+CLOSING = SETUP + '''import ipywidgets as widgets
+editor, away = CodeEditor(loaded, noise(3)), widgets.Button(description='Close').add_class('distill-away')
+away.on_click(lambda _: editor.close())
+widgets.VBox([away, editor])'''
 # clicks a button in the page and waits until the new sound is there, and, where the sound plays, until the new one is heard: milliseconds
 EDIT = '''name => new Promise((done, fail) => {
     const root = document.querySelector('.distill-editor'), button = root.querySelector(`.distill-${name}`), began = performance.now();
@@ -63,7 +67,7 @@ def folder(tmp_path_factory):
     prior = CodePrior(PriorConfig(codebook_size=128, n_quantizers=4, d_model=16, n_heads=1, n_layers=1))
     save_model(folder/'tiny.distill', model.eval(), prior.eval())
     save_audio(folder/'bell.wav', .3*torch.sin(torch.arange(40_000)/20), 48_000)
-    for name, source in (('editor', EDITOR), ('long', LONG), ('slow', SLOW)): write_notebook(folder/f'{name}.ipynb', source)
+    for name, source in (('editor', EDITOR), ('long', LONG), ('slow', SLOW), ('closing', CLOSING)): write_notebook(folder/f'{name}.ipynb', source)
     return folder
 
 
@@ -105,6 +109,13 @@ class Page:
 
     def press(self, *keys):
         for key in keys: self.page.keyboard.press(key)
+
+    def hold(self, key, times=20):
+        "A key that is held down repeats itself"
+        for _ in range(times):
+            self.page.keyboard.down(key)
+            self.page.wait_for_timeout(25)
+        self.page.keyboard.up(key)
 
     def said(self, text, seconds=60):
         "Waits until the words below the buttons contain `text`; all of them."
@@ -168,6 +179,9 @@ def test_opens(opened, folder):
     unnamed = '''() => [...document.querySelectorAll('.distill-editor :is(button, input, progress, [role])')].filter(o => o.role !== 'row' && !o.hidden &&
         !(o.innerText || o.ariaLabel || o.title || o.closest('label')) && !o.classList.contains('de-hidden')).map(o => o.outerHTML.slice(0, 90))'''
     assert [o for o in opened.page.evaluate(unnamed) if 'gridcell' not in o and 'distill-status' not in o]==[]
+    named = lambda role, name: opened.page.locator('.distill-editor').get_by_role(role, name=name, exact=True).count()
+    assert [named('button', o) for o in ('All levels', 'Level 0', 'Level 3', '0')]==[1, 1, 1, 0]
+    assert opened['status'].get_attribute('role')=='status' and opened['status'].get_attribute('aria-live')=='polite'
     opened.page.screenshot(path=folder/'opened.png', full_page=True)
 
 
@@ -267,6 +281,39 @@ def test_shortcuts(opened, key, words):
     opened.said('Done again')
     opened.strike('Control+z')
     opened.said('Taken back')
+
+
+def test_keys_that_are_held(opened):
+    "They edit and play once; cells are walked through; undo and redo go on as fast as they are done, and end with the key."
+    opened.drag((20, 1), (22, 5))
+    before = opened.lines()
+    for i, (key, words) in enumerate((('r', 'Randomised'), (']', 'Shifted'), ('Enter', 'Reversed')), 1):
+        had = opened.at()
+        opened['reverse' if key=='Enter' else 'grid-own'].focus()
+        opened.hold(key)
+        opened.settled(had)
+        opened.said(words)
+        assert len(opened.lines())==len(before) + i, opened.lines()
+    after = opened.lines()
+    opened.hold('p', 6)
+    assert opened.playing('play')
+    opened['grid-own'].focus()
+    opened.hold(' ', 5)
+    assert opened.playing('selection')
+    opened.press('Escape')
+    for key, end in (('z', before), ('y', after)):
+        opened.page.keyboard.down('Control')
+        for _ in range(400):
+            opened.page.keyboard.down(key)
+            opened.page.wait_for_timeout(25)
+            if opened.lines()==end: break
+        for o in (key, 'Control'): opened.page.keyboard.up(o)
+        opened.page.wait_for_timeout(300)
+        assert opened.lines()==end
+    for _ in range(3): opened.edit('undo')
+    opened.drag((5, 4), (5, 4))
+    opened.hold('ArrowRight', 10)
+    assert 'column 16 of 59' in opened['cell'].inner_text()
 
 
 def test_keep_only(opened):
@@ -513,6 +560,55 @@ def test_stop_of_decoding(slow, folder):
     slow.edit('undo')
     slow.said('Taken back')
     assert len(slow.lines())==lines
+
+
+def test_a_second_sound_that_is_taken_back(slow):
+    "It is no more: nothing plays it, nothing takes from it, keys go to the first one; done again, it is there as it was opened."
+    page, needy = slow.page, ('swap', 'mix', 'play-other')
+    slow['path'].fill('kick.wav')
+    slow.edit('open')
+    slow.said('Opened')
+    assert slow['grid-other'].is_visible() and all(slow[o].is_enabled() for o in needy)
+    slow.drag((1, 1), (3, 3), grid='other')
+    slow['loop'].locator('input').check()
+    slow['play-other'].click()
+    assert slow.playing('other')
+    slow['grid-other'].focus()
+    slow.strike('Control+z')
+    assert slow.said('Taken back') and slow.playing('') and slow['grid-other'].is_hidden()
+    assert not any(slow[o].is_enabled() for o in needy)
+    assert slow['grid-own'].evaluate('el => el === document.activeElement')
+    slow.strike('Control+y')
+    slow.said('Done again')
+    assert slow['grid-other'].is_visible() and all(slow[o].is_enabled() for o in needy) and slow.selected('other')==0
+    slow['play-other'].click()
+    assert slow.playing('other')
+    slow['play-other'].click()
+    slow['loop'].locator('input').uncheck()
+    slow.edit('undo')
+    page.locator('.distill-play-other:disabled').wait_for()
+
+
+def test_nothing_is_left_when_it_is_closed(browser, server):
+    "Neither a sound nor what listens to the document."
+    with new_page(browser) as page:
+        visit(page, f'{server}/voila/render/closing.ipynb')
+        editor, chrome = Page(page).ready(), page.context.new_cdp_session(page)
+        def listening():
+            document = chrome.send('Runtime.evaluate', dict(expression='document'))['result']['objectId']
+            found = chrome.send('DOMDebugger.getEventListeners', dict(objectId=document))['listeners']
+            return sorted(o['type'] for o in found if o['type'] in ('play', 'distill-play'))
+        editor['loop'].locator('input').check()
+        editor['play'].click()
+        assert editor.playing('play') and listening()==['distill-play', 'play']
+        context = page.evaluate_handle("""() => { const found = new Promise(done => document.addEventListener('distill-play', e => done(e.detail.wake()), {once: true}));
+            document.querySelector('.distill-after').click(); return found; }""")
+        assert editor.playing('after')
+        page.wait_for_function("o => o.state === 'running'", arg=context)
+        editor['away'].click()
+        page.locator('.distill-editor').wait_for(state='detached')
+        page.wait_for_function("o => o.state === 'closed'", arg=context)
+        assert listening()==[]
 
 
 def test_dark(browser, server, folder):
