@@ -153,7 +153,7 @@ def loudness(
 ) -> float: # LUFS; −inf for silence
     "Integrated loudness after ITU-R BS.1770-4; every channel counts the same"
     from torchaudio.functional import lfilter
-    x, block = torch.atleast_2d(torch.as_tensor(wav).detach().double().cpu()), round(0.4*sample_rate)
+    x, block = torch.atleast_2d(torch.as_tensor(wav).detach().cpu().double()), round(0.4*sample_rate)
     if x.shape[-1] < block: x = torch.nn.functional.pad(x, (0, block - x.shape[-1]))
     b, a = map(x.new_tensor, _k_weighting(sample_rate))
     x = lfilter(x, a, b, clamp=False)
@@ -169,7 +169,7 @@ def true_peak(
     sample_rate:int=SAMPLE_RATE, # samples per second
 ) -> float: # dBTP; −inf for silence
     "The highest point of the curve through the samples, after ITU-R BS.1770-4, annex 2"
-    x = np.atleast_2d(torch.as_tensor(wav).detach().double().cpu().numpy())
+    x = np.atleast_2d(torch.as_tensor(wav).detach().cpu().double().numpy())
     over = max(float(np.abs(soxr.resample(np.pad(c, 64), sample_rate, 4*sample_rate, quality='HQ')).max()) for c in x)
     peak = max(over, float(np.abs(x).max()))
     return 20*math.log10(peak) if peak > 0 else -math.inf
@@ -209,7 +209,7 @@ def decorrelate(
     sample_rate:int=SAMPLE_RATE, # samples per second
 ) -> torch.Tensor: # (t,)
     "A sound with the same spectrum that has little to do with the first"
-    y = torch.as_tensor(wav).detach().double().cpu().numpy()
+    y = torch.as_tensor(wav).detach().cpu().double().numpy()
     for ms in _DELAYS_MS: y = _all_pass(y, max(1, round(sample_rate*ms/1000)), _FEEDBACK)
     return torch.from_numpy(y).float()
 
@@ -232,7 +232,7 @@ def mono_sum_loss(
     wav:torch.Tensor, # (c, t)
 ) -> float: # dB; 0 for identical channels, 3 for unrelated ones, inf where they cancel
     "How much quieter the mean of the channels is than a channel"
-    x = torch.as_tensor(wav).double()
+    x = torch.as_tensor(wav).detach().cpu().double()
     channels, mono = float(x.square().mean()), float(x.mean(0).square().mean())
     return 10*math.log10(channels/mono) if mono > 0 else math.inf if channels > 0 else 0.0
 

@@ -396,7 +396,7 @@ def _inverse_deviation(x):  # of rows whose mean is 0 (b, d) -> (b, 1)
     return (1 / np.sqrt(np.einsum('bd,bd->b', x, x) / x.shape[1] + 1e-5))[:, None]
 
 # %% ../nbs/06_prior.ipynb #28788d5b
-def _exact(x): return x.detach().double().cpu().numpy()
+def _exact(x): return x.detach().cpu().double().numpy()     # in this order: MPS knows no float64
 
 def _centred(x): return x - x.mean(-1, keepdims=True)
 

@@ -27,7 +27,7 @@ def end_odds(
     lengths,   # how many sounds have 1, 2, 3… columns, or the last of these and more: `CodePrior.lengths`, of all or of a class (n,)
 ):             # for ages of 1, 2, 3… columns (n,), float64; 1 where no length is known
     "By how much the age of a sound raises the odds that it ends"
-    counts, ages = lengths.double().cpu(), torch.arange(1, len(lengths) + 1).double()
+    counts, ages = lengths.cpu().double(), torch.arange(1, len(lengths) + 1).double()
     if not counts.any(): return np.ones(len(counts))
     known = counts[:-1].nonzero().flatten()
     far = (ages[:, None] / ages[known]).log() / SPREAD
