@@ -318,10 +318,14 @@ class WaveformStream:
         self.given += len(wav)
         return wav
 
-    def finish(self, n_samples=None, mel=None):   # length of the whole; the last piece, unless it was pushed -> waveform (t,)
+    def finish(
+        self,
+        n_samples=None,    # length of the whole
+        mel=None,          # the last piece (m, f), unless it was pushed
+    ):                     # waveform (t,)
         "The rest, up to exactly `n_samples` since the beginning, by default (f − 1) · hop"
         frames = self.frames
-        if mel is not None: frames.add(mel)
+        if mel is not None: frames.add(mel.to(frames.window.device))
         most = frames.seen * self.cfg.hop_length
         n = max(1, most - self.cfg.hop_length) if n_samples is None else n_samples
         if not max(1, self.given) <= n <= most:
