@@ -603,8 +603,8 @@ def _sample_rows(prior, seq_len, cfg, seeds, watch):
     cache, tokens = prior.new_cache(b), None
     codes = np.zeros((b, seq_len), np.int64)
     def alone(row): # the prior reads the codes of one row from the start; it says nothing about those after t
-        read = torch.from_numpy(codes[row:row + 1, :t + 1]).to(logits.device)
-        return prior(read)[0, t]
+        read = torch.from_numpy(codes[row:row + 1, :t + 1])
+        return prior(read.to(next(prior.parameters(), read).device))[0, t]  # steps answer on the CPU, it may be elsewhere
     for t in range(seq_len):
         if t % column == 0: watch(b * t)
         logits = prior.step(tokens, cache)  # (b, k)
