@@ -23,6 +23,7 @@ import random
 import sys
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -72,8 +73,24 @@ class Split(NamedTuple):
     train: list
     valid: list
 
-def split_files(n_files: int, fraction: float = 0.2, seed: int = 0, same=None) -> Split:
-    "A random split by file that holds out at least one and keeps at least one; equal entries of `same` stay together"
+def _held_out(order, n, labels):  # groups of files, how many, a label per file -> those that are held out
+    "The first ones, but the last training file of a label only when nothing else is left"
+    left, chosen, spared = Counter(labels), [], []
+    for group in order:
+        rest = left - Counter(labels[i] for i in group)
+        safe = len(chosen) < n and all(rest[labels[i]] for i in group if labels[i])
+        (chosen if safe else spared).append(group)
+        if safe: left = rest
+    return chosen + spared[:n - len(chosen)]
+
+def split_files(
+    n_files: int,
+    fraction: float = 0.2,  # of them that is held out
+    seed: int = 0,
+    same=None,              # a key per file: those that are equal stay together
+    labels=None,            # a label per file, '' for none: as far as the share allows, one file of each is learned from
+) -> Split:
+    "A random split by file that holds out at least one and keeps at least one"
     groups = {}
     for i in range(n_files): groups.setdefault(same[i] if same else i, []).append(i)
     if len(groups) < 2:
@@ -81,8 +98,8 @@ def split_files(n_files: int, fraction: float = 0.2, seed: int = 0, same=None) -
                          'ones, for one is held out to measure what was learned. Add more sounds, or cut the file into pieces')
     order = random.Random(seed).sample(list(groups.values()), len(groups))
     n_valid = min(len(order) - 1, max(1, round(len(order) * fraction)))
-    part = lambda groups: sorted(i for group in groups for i in group)
-    return Split(part(order[n_valid:]), part(order[:n_valid]))
+    held_out = {i for group in _held_out(order, n_valid, labels or [''] * n_files) for i in group}
+    return Split([i for i in range(n_files) if i not in held_out], sorted(held_out))
 
 # %% ../nbs/03_dataset.ipynb #14d38ccd
 class Sketch(NamedTuple):
@@ -470,21 +487,35 @@ class MelCollection:
     groups: list = field(default_factory=list)  # one per used file: the first of the files that are the same sound
 
     @property
-    def names(self) -> list: return [f.name for f in self.files.used]
+    def names(self) -> list:
+        "Of the used files, inside the folder"
+        return [f.name for f in self.files.used]
+
     @property
-    def train(self) -> list: return [self.mels[i] for i in self.split.train]
+    def train(self) -> list:
+        "The mels to learn from"
+        return [self.mels[i] for i in self.split.train]
+
     @property
-    def valid(self) -> list: return [self.mels[i] for i in self.split.valid]
+    def valid(self) -> list:
+        "The mels that are held out"
+        return [self.mels[i] for i in self.split.valid]
+
     @property
-    def valid_names(self) -> list: return [self.names[i] for i in self.split.valid]
+    def valid_names(self) -> list:
+        "The names of their files"
+        return [self.names[i] for i in self.split.valid]
+
     @property
-    def seconds(self) -> float: return self.files.seconds
+    def seconds(self) -> float:
+        "Of sound in the used files"
+        return self.files.seconds
+
     @property
-    def file_digests(self) -> dict: return {f.name: f.digest[:16] for f in self.files.used}  # what a run is made of
-    @property
-    def labels(self) -> list: return label_files(self.names)
-    @property
-    def label_names(self) -> list: return sorted(set(self.labels) - {''})
+    def file_digests(self) -> dict:
+        "What a run is made of: the content of each file, 16 hexadecimal digits"
+        return {f.name: f.digest[:16] for f in self.files.used}
+
 
 # %% ../nbs/03_dataset.ipynb #faf1fe29
 def label_files(
@@ -493,6 +524,16 @@ def label_files(
     "The first sub-folder that each file lies in, or no labels at all when there are fewer than two"
     labels = [name.split('/')[0] if '/' in name else '' for name in names]
     return labels if len({*labels} - {''}) > 1 else [''] * len(names)
+
+def _labels(self: MelCollection) -> list:
+    "One per used file, '' where there is none"
+    return label_files(self.names)
+
+def _label_names(self: MelCollection) -> list:
+    "Those that there is a file of to learn from"
+    return sorted({self.labels[i] for i in self.split.train} - {''})
+
+MelCollection.labels, MelCollection.label_names = property(_labels), property(_label_names)
 
 # %% ../nbs/03_dataset.ipynb #50fc7257
 def _named_split(names, valid_names):
@@ -514,7 +555,7 @@ def collect(
     files.require(1)
     names = [f.name for f in files.used]
     split = (_named_split(names, valid_names) if valid_names is not None
-             else split_files(len(names), cfg.valid_fraction, cfg.split_seed, groups))
+             else split_files(len(names), cfg.valid_fraction, cfg.split_seed, groups, label_files(names)))
     rng, copies = random.Random(cfg.split_seed), []
     for i in split.train if cfg.speed_semitones else ():
         wav = files.used[i].load()
