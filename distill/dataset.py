@@ -449,12 +449,14 @@ class FolderMels(NamedTuple):
 
 def read_folder(
     folder,                              # a folder of sounds, searched with its sub-folders
-    spectrogram: AudioSpectrogram = None,
+    spectrogram: AudioSpectrogram = None,  # at 48 kHz
     progress_callback=None,              # called with (fraction, text)
 ) -> FolderMels:
     "Every file decoded, or taken from the cache, and looked at; never raises for a bad file"
-    cache = SoundCache(cache_folder())
-    reader = _MelReader(spectrogram or AudioSpectrogram(), cache)
+    spectrogram, cache = spectrogram or AudioSpectrogram(), SoundCache(cache_folder())
+    if (rate := spectrogram.cfg.sample_rate) != SAMPLE_RATE:
+        raise ValueError(f'a spectrogram with sample_rate={rate}: all sounds are learned from at {SAMPLE_RATE}, so leave it out')
+    reader = _MelReader(spectrogram, cache)
     files = scan_folder(folder, progress_callback=progress_callback, read=reader)
     mels = [reader.mels[f.path] for f in files.used]
     pairs = _same_sounds(files.used, mels, reader) if len(mels) > 1 else []
@@ -567,7 +569,7 @@ def collect(
 def load_collection(
     folder,                              # a folder of sounds, searched with its sub-folders
     cfg: DatasetConfig = DatasetConfig(),
-    spectrogram: AudioSpectrogram = None,
+    spectrogram: AudioSpectrogram = None,  # at 48 kHz
     valid_names: list = None,            # hold out these files rather than a random share (their names in the folder)
     progress_callback=None,              # called with (fraction, text)
 ) -> MelCollection:

@@ -178,6 +178,12 @@ def test_labels_do_not_change_the_share(labels, seed, fraction):
     if len(labels) - len(set(named)) >= len(split.valid): assert not lost(split)    # there is enough else to hold out
 
 
+@pytest.mark.parametrize('read', [load_collection, examine_folder])
+def test_a_spectrogram_at_another_rate_is_refused(sounds, read):
+    with pytest.raises(ValueError, match='sample_rate=22050.*at 48000'):
+        read(sounds, spectrogram=AudioSpectrogram(SpectrogramConfig(sample_rate=22_050, n_mels=64)))
+
+
 # near-duplicates
 
 def versions(wav, folder):  # what people do to a sound
