@@ -99,7 +99,7 @@ def _id3(tags): # {name: text} -> bytes, to go before an mp3
     return b'ID3\x03\x00\x00' + size + frames if frames else b''
 
 def encode_sound(
-    wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; what goes beyond is clipped
+    wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; in 16 and 24 bits, what goes beyond is clipped
     suffix:str='.wav',           # the format: '.wav', '.flac', '.aiff', '.ogg', '.mp3'
     sample_rate:int=SAMPLE_RATE, # samples per second
     bit_depth:int=16,            # 16 or 24; 32 (float) in wav and aiff alone; of no meaning in ogg and mp3
@@ -125,7 +125,7 @@ def encode_sound(
 # %% ../nbs/00a_export.ipynb #023a6f96
 def save_audio(
     path:str|Path,               # its ending chooses the format: .wav, .flac, .aiff, .ogg, .mp3
-    wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; what goes beyond is clipped
+    wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; in 16 and 24 bits, what goes beyond is clipped
     sample_rate:int=SAMPLE_RATE, # samples per second of `wav`
     bit_depth:int=16,            # 16 or 24; 32 (float) in wav and aiff alone; of no meaning in ogg and mp3
     tags:dict|None=None,         # any of `TAGS`
@@ -367,6 +367,7 @@ def export_sound(
     if cfg.lufs is not None or cfg.width:
         wav, gain, short = set_level(wav, rate, cfg.lufs, cfg.ceiling_db)
         if short > 0.5: notes.append(Note(f'{short:.1f} dB below {cfg.lufs:g} LUFS: its peaks would exceed {cfg.ceiling_db:g} dBTP', 'held-back'))
+    if FORMATS.get(Path(path).suffix.lower(), {}).get(cfg.bit_depth) in _INTEGERS.values(): wav = wav.clamp(-1, 1)  # checked as it is written
     with ThreadPoolExecutor(1) as beside:        # both take a while, and neither needs the other
         measured = beside.submit(loudness, wav, rate)
         path = save_audio(path, wav, rate, cfg.bit_depth, dict(cfg.tags, comment=cfg.comment or comment), cfg.dither)
