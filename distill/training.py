@@ -528,9 +528,10 @@ def _go_back(run, trouble):
 # %% ../nbs/05_training.ipynb #f8196154
 _PLAIN = ('rate', 'rollbacks', 'drawn', 'next_look', 'best_at', 'best_step', 'fraction', 'over')
 
-def _save(run):
+def _save(run):  # was one written?
     "Write a checkpoint; a disk that is full is a warning, for what was learned is still in memory"
-    if run.checkpoints is None: return
+    if run.checkpoints is None: return False
+    written = True
     with run.timed('save'):
         place = run.batches.state_dict() if hasattr(run.batches, 'state_dict') else None
         everyone = gather_object([dict(random=_random_state(run.accelerator.device), place=place)])
@@ -541,9 +542,12 @@ def _save(run):
             plain={name: getattr(run, name) for name in _PLAIN}, watch=vars(run.watch), result=asdict(run.result),
             minutes=run.budget.minutes, seconds=run.budget.seconds, processes=everyone)
         try: path = run.main and run.checkpoints.save(run.result.steps, run.best_step, state)
-        except OSError as e: run.note(f'no checkpoint: {explain_write_error(e, run.checkpoints.folder)}')
+        except OSError as e:
+            written = False
+            run.note(f'no checkpoint: {explain_write_error(e, run.checkpoints.folder)}')
         else: run.tell('checkpoint', file=str(path))
     run.saved = run.budget.seconds
+    return broadcast_object_list([written])[0]
 
 # %% ../nbs/05_training.ipynb #4dd8f491
 def _resume(run):
@@ -628,8 +632,7 @@ def _start(run):
 def _look_and_save(run, loss, asked):
     "After a step: whatever is due"
     if asked and not run.look_due:
-        _save(run)
-        if not (run.checkpoints and run.best): _look(run, loss)      # out of turn; nothing is lost without it where one can go on
+        if not (_save(run) and run.best): _look(run, loss)           # out of turn; nothing is lost without it where one can go on
     else:
         if run.look_due: _look(run, loss)
         if run.save_due or asked or run.result.stopped: _save(run)

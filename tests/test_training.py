@@ -192,6 +192,18 @@ def test_a_full_disk_costs_the_checkpoint_only(tmp_path, monkeypatch):
     assert 'checkpoint' not in [e['event'] for e in events] and not Checkpoints(tmp_path).files()
 
 
+@pytest.mark.parametrize('full', [False, True])
+def test_who_stops_on_a_full_disk_keeps_the_last_steps(full, tmp_path, monkeypatch):
+    "Without a checkpoint to go on from, they are looked at; with one, nobody waits for that"
+    def fails(path, data): raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+    if full: monkeypatch.setattr(training, 'write_atomically', fails)
+    cfg = replace(QUICK, validations=4, keep='last')           # of 40 steps, every tenth
+    curve, result = run(cfg=cfg, checkpoints=Checkpoints(tmp_path, 0), should_stop=after(18, None))
+    assert result.stopped == 'asked to' and result.steps == 18
+    assert [row['step'] for row in result.history] == ([10, 18] if full else [10])
+    assert same(curve, run(cfg=cfg, budget=Budget(steps=STEPS), should_stop=after(18, None))[0]) == full
+
+
 def test_a_folder_removed_meanwhile(tmp_path):
     folder = tmp_path/'run'
 
