@@ -21,7 +21,7 @@ import math
 import random
 import time
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -1064,6 +1064,8 @@ def _fresh(cfg, model, start, device):  # a prior that knows what its codes stan
     prior.set_vectors(model.quantizer.codebooks.detach())
     return prior
 
+def _uncut(collection): return replace(collection, cfg=replace(collection.cfg, crops='random'))  # where fixed cuts end, padded, no sound ends
+
 def _seconds(score, most):  # what `measure_bits` will take, about; it scores twice
     began = time.perf_counter()
     score()
@@ -1097,7 +1099,7 @@ def train_prior(
     model.to(device).eval()
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
-        train_set = extract_code_sequences(model, MelWindows(collection, 1, cfg.seed + 1), prior_cfg.max_columns, n_windows, labels,
+        train_set = extract_code_sequences(model, MelWindows(_uncut(collection), 1, cfg.seed + 1), prior_cfg.max_columns, n_windows, labels,
                                            part_of_progress(progress_callback, 0, ENCODING_SHARE), enough)
         train_set = train_set[:fewest(len(train_set), device)]                   # the clock stops processes at different places
         held_out, learned = part(collection.split.valid, 12_000), part(collection.split.train, 60_000)
