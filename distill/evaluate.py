@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from . import __version__
 from .audio import AudioError, Collection, FileReport, scan_folder
 from .dataset import label_files
-from .model import LoadedVQModel
+from .model import LoadedVQModel, files_of
 from .pipeline import Clip, ClipConfig, generate_clips
 from .prior import file_sequences, measure_bits
 from .spectrogram import AudioSpectrogram, log_mel_l1, multi_resolution_stft
@@ -41,7 +41,7 @@ def unseen_files(
 ) -> Unseen:
     "Tell the files that a model has learned from and those that it has not; raises `AudioError` when none is left"
     files.require(1)
-    remembered = loaded.metadata.get('files', {})
+    remembered = files_of(loaded.metadata)
     names, digests = set(remembered.get('train', ())), set(remembered.get('train_digests', ()))
     is_learned = lambda file: file.digest[:16] in digests if digests else file.name in names
     scored, learned = [tuple(f for f in files.used if is_learned(f) == wanted) for wanted in (False, True)]
@@ -779,7 +779,7 @@ def _compare(loaded, unseen, clips, training_mels, seed):
 
 # %% ../nbs/11_evaluate.ipynb #211ba62a
 def _made_of(loaded) -> list:
-    about, files, cfg = loaded.metadata, loaded.metadata.get('files', {}), loaded.vqvae_config
+    about, files, cfg = loaded.metadata, files_of(loaded.metadata), loaded.vqvae_config
     train, valid, seconds = files.get('train', ()), files.get('valid', ()), about.get('seconds')
     sound = f'{seconds / 60:.1f} minutes of sound' if seconds else 'an unknown amount of sound'
     names, more = ', '.join(f'`{name}`' for name in train[:12]), len(train) - 12

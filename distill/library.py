@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .model import ModelFileError, read_model_info
+from .model import ModelFileError, files_of, read_model_info
 from .sampling import data_folder
 
 # %% ../nbs/08c_library.ipynb #376dcf5d
@@ -50,11 +50,11 @@ def _read_entry(path, name, added):
     "What a model file says about itself; raises `ModelFileError`"
     info, stat = read_model_info(path), path.stat()
     about, prior = info['metadata'], info['prior_config']
-    files = about.get('files') or {}
+    files, scores = files_of(about), about.get('scores')
     number = lambda key: float(x) if isinstance(x := about.get(key), (int, float)) else 0.0
     return Entry(name, path, str(about.get('name', '')), str(about.get('created', '')), added, sum(len(files.get(o, ())) for o in ('train', 'valid')),
                  number('seconds'), number('minutes'), info['bytes'], str(about.get('weights_sha256', ''))[:16],
-                 tuple((prior or {}).get('labels', ())), prior is not None, dict(about.get('scores') or {}), stat.st_mtime)
+                 tuple((prior or {}).get('labels', ())), prior is not None, scores if isinstance(scores, dict) else {}, stat.st_mtime)
 
 def _tidy(name): # a name as it is kept, or an error
     tidy = ' '.join(str(name).split())

@@ -55,6 +55,13 @@ def test_where_it_lies(monkeypatch, platform, env, end):
     assert data_folder().as_posix().endswith(end)
 
 
+@pytest.mark.parametrize('about', [dict(files=83), dict(files=dict(train=5, valid=['a.wav'])), dict(files=['a.wav']), dict(files=None, scores=[1])])
+def test_metadata_of_another_shape(tmp_path, about):
+    path = save_model(tmp_path/'a.distill', ConvVQVAE(TINY).eval(), metadata=about)
+    entry = Library().add(path)
+    assert Library().list()==[entry] and entry.files==('valid' in str(about)) and entry.scores=={}
+
+
 def test_looking_makes_the_file(home):
     assert Library().list()==[] and (home/'library.db').is_file() and len(Library())==0
 
