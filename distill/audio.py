@@ -7,10 +7,10 @@ __all__ = ['SAMPLE_RATE', 'AUDIO_EXTENSIONS', 'FOREIGN_EXTENSIONS', 'MIN_SECONDS
            'find_audio_files', 'printable', 'Note', 'RawAudio', 'read_audio', 'mix_to_mono', 'remove_dc', 'Sound',
            'prepare_audio', 'load_audio', 'show_waveform', 'peak_db', 'count_clipped', 'find_bandwidth', 'FileReport',
            'file_digest', 'report_file', 'Collection', 'describe_collection', 'scan_folder', 'write_atomically',
-           'explain_write_error']
+           'explain_write_error', 'user_folder', 'fold_name']
 
 # %% ../nbs/00_audio.ipynb #286a6dae
-import contextlib, errno, hashlib, io, math, os, re, secrets, statistics
+import contextlib, errno, hashlib, io, math, os, re, secrets, statistics, sys, unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -574,3 +574,20 @@ def explain_write_error(
     if error.errno in (errno.ENOSPC, getattr(errno, 'EDQUOT', -1), errno.EFBIG):
         return f'cannot write {name}: the disk is full, free some space or choose another disk'
     return f'cannot write {name}: {error.strerror or error}'
+
+# %% ../nbs/00_audio.ipynb #36ed9235
+def user_folder(
+    kind:str, # 'data' or 'cache'
+) -> Path: # it need not exist yet
+    "Where things of this user are kept on this system"
+    home = Path.home()
+    if sys.platform == 'win32': return Path(os.environ.get('LOCALAPPDATA') or home/'AppData'/'Local')/'distill'
+    if sys.platform == 'darwin': return home/'Library'/('Caches' if kind == 'cache' else 'Application Support')/'distill'
+    asked = Path(os.environ.get(f'XDG_{kind.upper()}_HOME', ''))
+    return (asked if asked.is_absolute() else home/('.cache' if kind == 'cache' else '.local/share'))/'distill'
+
+def fold_name(
+    name:str, # as somebody has typed it
+) -> str: # the same for names that count as one
+    "A name without what does not matter: upper and lower case, the form of accents, spaces around and between words"
+    return ' '.join(unicodedata.normalize('NFC', unicodedata.normalize('NFC', name).casefold()).split())

@@ -20,7 +20,6 @@ import json
 import math
 import os
 import random
-import sys
 import time
 import warnings
 from collections import Counter
@@ -35,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 from . import audio, spectrogram as spectrogram_module
 from .audio import (AudioError, Collection, FileReport, Note, SAMPLE_RATE, explain_write_error, file_digest,
-                           printable, report_file, scan_folder, write_atomically)
+                           printable, report_file, scan_folder, user_folder, write_atomically)
 from .spectrogram import AudioSpectrogram, SpectrogramConfig, hz_to_mel
 
 # %% ../nbs/03_dataset.ipynb #59f49120
@@ -245,10 +244,7 @@ def cache_folder() -> Path | None:
     "Where spectrograms are kept: `$DISTILL_CACHE`, else the user's folder for caches; None for `off`"
     wanted = os.environ.get('DISTILL_CACHE', '')
     if wanted.lower() in ('off', '0', 'none'): return None
-    if wanted: return Path(wanted).expanduser()
-    home = Path('~').expanduser()
-    base = {'win32': os.environ.get('LOCALAPPDATA') or home / 'AppData' / 'Local', 'darwin': home / 'Library' / 'Caches'}
-    return Path(base.get(sys.platform) or os.environ.get('XDG_CACHE_HOME') or home / '.cache') / 'distill'
+    return Path(wanted).expanduser() if wanted else user_folder('cache')
 
 @functools.cache
 def _code_digest():  # changes when what makes an entry changes

@@ -746,6 +746,7 @@ def test_presets_are_those_of_the_specification():
     assert preset('greedy').argmax and preset('creative') == SamplingConfig(
         temperature=1.2, top_p=.95, repetition_penalty=1.05, penalty_context=128, seed=None)
     assert list(PRESETS) == ['default', 'greedy', 'creative']
+    assert preset('Default') == preset('default') and preset('GREEDY') == preset('greedy')    # case does not matter, as in those of one's own
 
 
 def test_presets_are_saved_listed_loaded_and_forgotten(home):
