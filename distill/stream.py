@@ -152,7 +152,8 @@ def loop_surprise(
     ahead: int = 2,   # columns after the seam that are looked at
 ):                    # bits per code, for each possible first column (w − n + 1,)
     "How unexpected the first columns of each stretch are after its last ones"
-    before, ahead = min(prior.cfg.max_columns - ahead, n), min(ahead, n)
+    ahead = min(ahead, n, prior.cfg.max_columns - 1)
+    before = min(prior.cfg.max_columns - ahead, n)
     stretches = [codes[s:s + n] for s in range(len(codes) - n + 1)]
     rows = torch.stack([torch.cat([x[-before:], x[:ahead]]) for x in stretches]).flatten(1).to(prior.vectors.device)
     columns = torch.zeros(len(rows), before + ahead, dtype=torch.bool, device=rows.device)
