@@ -372,7 +372,8 @@ class FileReport:
         return self.wav if self.wav is not None else load_audio(self.path).wav
 
     @property
-    def findings(self) -> tuple[str, ...]: # kinds of what is said about it, such as 'clipped'; for programs
+    def findings(self) -> tuple[str, ...]: # such as 'clipped'
+        "Kinds of what is said about it, for programs"
         return tuple(n.kind for n in (self.reason, *self.notes) if n)
 
 # %% ../nbs/00_audio.ipynb #1ea61b5c
@@ -450,15 +451,16 @@ class Collection:
     aside:dict[str, str]=field(default_factory=dict) # files that were not considered: name → why
 
     @property
-    def used(self) -> tuple[FileReport, ...]: return tuple(r for r in self.reports if r.used)
+    def used(self) -> tuple[FileReport, ...]: "Files to learn from"; return tuple(r for r in self.reports if r.used)
     @property
-    def skipped(self) -> tuple[FileReport, ...]: return tuple(r for r in self.reports if not r.used)
+    def skipped(self) -> tuple[FileReport, ...]: "The others"; return tuple(r for r in self.reports if not r.used)
     @property
-    def seconds(self) -> float: return sum(r.seconds for r in self.used)
+    def seconds(self) -> float: "Of sound in the used files"; return sum(r.seconds for r in self.used)
     @property
-    def median_seconds(self) -> float: return statistics.median([r.heard for r in self.used] or [math.inf]) # half of the files are shorter
+    def median_seconds(self) -> float: "Half of the used files are heard for less"; return statistics.median([r.heard for r in self.used] or [math.inf])
     @property
     def fingerprint(self) -> str: # 16 hexadecimal digits; '' for an empty collection
+        "A short name for the content of the used files"
         digests = sorted(r.digest for r in self.used)
         return hashlib.sha256('\n'.join(digests).encode()).hexdigest()[:16] if digests else ''
 

@@ -202,7 +202,10 @@ def near_duplicates(
     scores = [(i, j, _coherence(ready(i), ready(j))) for i, j in _alike(sketches)]
     return [found for found in scores if found[2] >= SAME_SOUND]
 
-def group_files(n_files: int, pairs) -> list:  # the first member of each file's group (n_files,)
+def group_files(
+    n_files: int,
+    pairs,   # (position, position, …)
+) -> list:   # the first member of each file's group (n_files,)
     "Files that are linked by pairs, however many steps away, belong together"
     first = list(range(n_files))
     for i, j, *_ in sorted(pairs):
@@ -220,7 +223,10 @@ def pack_mel(
     "Steps above the floor"
     return ((mel.mT - floor) / MEL_STEP).round().clamp(0, 65535).numpy().astype(np.uint16)
 
-def unpack_mel(packed, floor):  # (f, m), 16 bits -> natural-log mel (m, f)
+def unpack_mel(
+    packed,  # (f, m), 16 bits
+    floor: float,
+):           # natural-log mel (m, f)
     "Undo `pack_mel`"
     return torch.from_numpy(packed.astype(np.float32) * MEL_STEP).add_(floor).mT.contiguous()
 
@@ -485,35 +491,17 @@ class MelCollection:
     groups: list = field(default_factory=list)  # one per used file: the first of the files that are the same sound
 
     @property
-    def names(self) -> list:
-        "Of the used files, inside the folder"
-        return [f.name for f in self.files.used]
-
+    def names(self) -> list: "Of the used files, inside the folder"; return [f.name for f in self.files.used]
     @property
-    def train(self) -> list:
-        "The mels to learn from"
-        return [self.mels[i] for i in self.split.train]
-
+    def train(self) -> list: "The mels to learn from"; return [self.mels[i] for i in self.split.train]
     @property
-    def valid(self) -> list:
-        "The mels that are held out"
-        return [self.mels[i] for i in self.split.valid]
-
+    def valid(self) -> list: "The mels that are held out"; return [self.mels[i] for i in self.split.valid]
     @property
-    def valid_names(self) -> list:
-        "The names of their files"
-        return [self.names[i] for i in self.split.valid]
-
+    def valid_names(self) -> list: "The names of their files"; return [self.names[i] for i in self.split.valid]
     @property
-    def seconds(self) -> float:
-        "Of sound in the used files"
-        return self.files.seconds
-
+    def seconds(self) -> float: "Of sound in the used files"; return self.files.seconds
     @property
-    def file_digests(self) -> dict:
-        "What a run is made of: the content of each file, 16 hexadecimal digits"
-        return {f.name: f.digest[:16] for f in self.files.used}
-
+    def file_digests(self) -> dict: "What a run is made of: the content of each file, 16 hexadecimal digits"; return {f.name: f.digest[:16] for f in self.files.used}
 
 # %% ../nbs/03_dataset.ipynb #faf1fe29
 def label_files(
@@ -602,21 +590,22 @@ class Diagnosis:
     estimate: object = None              # what training takes on this machine, a `TrainingEstimate`, when it was measured
 
     @property
-    def n_sounds(self) -> int: return len(self.files.used) - sum(len(g) - 1 for g in self.groups)
+    def n_sounds(self) -> int: "Different sounds that can be used"; return len(self.files.used) - sum(len(g) - 1 for g in self.groups)
     @property
-    def ready(self) -> bool: return self.n_sounds > 1
+    def ready(self) -> bool: "Are they enough to learn from?"; return self.n_sounds > 1
     @property
-    def tier(self) -> Tier: return pick_tier(len(self.files.used), self.files.median_seconds)
+    def tier(self) -> Tier: "How large a model suits them"; return pick_tier(len(self.files.used), self.files.median_seconds)
     @property
-    def seconds(self) -> float:  # that can be heard, each sound once
+    def seconds(self) -> float:
+        "That can be heard, each sound once"
         repeated = {name for group in self.groups for name in group[1:]}
         return sum(f.heard for f in self.files.used if f.name not in repeated)
     @property
-    def minutes(self) -> int: return self.estimate.minutes if self.estimate else self.tier.minutes  # to fit it, at least
+    def minutes(self) -> int: "To fit it, at least"; return self.estimate.minutes if self.estimate else self.tier.minutes
     @property
-    def verdict(self) -> str: return _verdict(self)
+    def verdict(self) -> str: "Whether they are enough, in a sentence"; return _verdict(self)
     @property
-    def advice(self) -> list: return _advice(self.files, self.groups)
+    def advice(self) -> list: "What would make it better, the most frequent first"; return _advice(self.files, self.groups)
 
     def to_dict(self) -> dict:  # ready for JSON
         "Everything that is known"
@@ -781,12 +770,19 @@ def random_change(
         change += (waves.cos() @ torch.tensor([rng.gauss(0, cfg.eq_db) for _ in range(5)]))[:, None] * (2 / 5) ** 0.5
     return change * (math.log(10) / 20)
 
-def change_mel(mel, change, floor):  # (m, f), (m, 1) -> (m, f)
+def change_mel(
+    mel,     # natural-log mel (m, f)
+    change,  # nats to add to each band (m, 1)
+    floor: float,
+):           # (m, f)
     "Add a change to a log-mel; silence stays silence"
     return torch.where(mel > floor + 1e-3, mel + change, mel).clamp(min=floor)
 
 # %% ../nbs/03_dataset.ipynb #6d5e2a04
-def mix_mels(a, b, floor):  # two log-mels (m, f) -> (m, f)
+def mix_mels(
+    a, b,    # natural-log mels of one shape (m, f)
+    floor: float,
+):           # (m, f)
     "The log-mel of both sounds at once; silence adds nothing"
     a, b = (torch.where(x > floor + 1e-3, x, -math.inf) for x in (a, b))
     return (torch.logaddexp(2 * a, 2 * b) / 2).clamp(min=floor)

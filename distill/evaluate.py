@@ -194,7 +194,10 @@ def level_free(
     relative = (windows - level[:, None, None] + DEPTH - 1.5).clamp(min=0)
     return relative.unflatten(2, (length // POOL, POOL)).mean(3).flatten(1)
 
-def moment_frames(loaded: LoadedVQModel, files) -> int:  # reports of the training files -> frames, a multiple of 4
+def moment_frames(
+    loaded: LoadedVQModel,
+    files,                  # reports of the training files
+) -> int:                   # frames, a multiple of 4
     "How long a moment is: the lower quartile of the lengths of the files, from a sixth of a second to a second"
     cfg = loaded.spectrogram.cfg
     frames = sorted(f.seconds * cfg.sample_rate / cfg.hop_length for f in files)[len(files) // 4]
@@ -281,7 +284,10 @@ def kernel_distance(
     error = (_jackknife(by_x) + _jackknife(by_y)).sqrt()
     return Estimate((xx.mean() + yy.mean() - 2 * sums.sum() / count.sum()).item(), error.item())
 
-def mean_distance(x, groups) -> Estimate | None:  # vectors (n, d), sources (n,); None with fewer than three sources
+def mean_distance(
+    x,                   # vectors (n, d)
+    groups,              # numbers of their sources (n,)
+) -> Estimate | None:    # None with fewer than three sources
     "Mean distance of two moments of different sources: how diverse a set is"
     if len(groups.unique()) < 3: return None
     pairs = _Within(torch.cdist(x.double(), x.double()), groups)
@@ -351,7 +357,10 @@ class Distances(NamedTuple):
 
 CHANCE = 0.05  # share of the moments of new sounds that are nearer than the bound
 
-def copy_bound(new, copies) -> float:  # distances (n,), (m,) -> nats
+def copy_bound(
+    new,      # distances of new sounds (n,)
+    copies,   # and of copies (m,)
+) -> float:   # nats
     "How near a moment has to be to count as copied"
     return min(new.quantile(CHANCE).item(), copies.quantile(1 - CHANCE).item())
 
@@ -370,7 +379,9 @@ def copied_share(
     return (generated.values < bound).float().mean().item(), torch.stack(shares).quantile(1 - confidence).item()
 
 # %% ../nbs/11_evaluate.ipynb #8e6f3e7b
-def longest_run(flags) -> int:  # booleans -> how many True in a row
+def longest_run(
+    flags,    # booleans
+) -> int:     # how many True in a row
     "The longest unbroken stretch"
     longest = run = 0
     for flag in flags:

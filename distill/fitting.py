@@ -102,8 +102,12 @@ def set_exam(
     mels = excerpt(collection.valid, int(min(12_000, max(16, seconds / each))))
     return Exam(mels, each * sum(mel.shape[-1] for mel in mels))
 
-def take_exam(model: ConvVQVAE, exam: Exam, until: float = math.inf) -> float:  # nats
-    "Mean log-mel error, by codes found by listening; files that the clock (`time.perf_counter`) leaves no time for are left out"
+def take_exam(
+    model: ConvVQVAE,
+    exam: Exam,
+    until: float = math.inf,  # of `time.perf_counter`; files that it leaves no time for are left out
+) -> float:                   # nats
+    "Mean log-mel error, by codes found by listening"
     total, frames = 0.0, 0
     for mel in sorted(exam.mels, key=lambda mel: mel.shape[-1]):
         total, frames = total + mel.shape[-1] * reconstruction_l1(model, [mel]), frames + mel.shape[-1]
@@ -182,7 +186,9 @@ def collection_of(
                            files['valid'], progress_callback)
 
 # %% ../nbs/08b_fitting.ipynb #6510e28e
-def base_of(loaded: LoadedVQModel): # a `BaseModel`, or None
+def base_of(
+    loaded: LoadedVQModel,
+):                         # a `BaseModel`, or None
     "The base model that a model's stage 1 has started from, if it is the one of this installation"
     about = loaded.training_config.get('base')
     base = fitting_base(loaded.model.cfg) if about else None

@@ -319,17 +319,16 @@ class CodePrior(nn.Module):
         part = lambda level: self.vectors[level][codes[..., level]] * (1 if known is None else known[..., level, None])
         return sum(part(level) for level in range(self.cfg.n_quantizers))
 
-    def read(self, codes, onsets=None, labels=None):  # codes (b, p, q); per column (b, w) -> (b, p, d)
-        "The state of every place, from all places before it"
-        x = self.dropout(self.embed(codes, onsets, labels))
-        for block in self.blocks: x = block(x)
-        return self.norm(x)
-
     def ends(self, states):  # (b, p, d) of whole columns -> logits (b, w) that the sound ends with the column
         "Seen from the last place of each column"
         return self.end(states[:, self.cfg.n_bands - 1::self.cfg.n_bands])[..., 0]
 
-    def forward(self, codes, onsets=None, labels=None, known=None):  # (b, t); per column: is it an onset (b, w), its class (b, w); given codes (b, t) -> (b, t, k)
+    def forward(
+        self, codes,      # in time order (b, t)
+        onsets=None,      # does a sound begin with the column (b, w); by default with the first one
+        labels=None,      # its class (b, w)
+        known=None,       # which codes are given, those after a place as well (b, t)
+    ):                    # logits (b, t, k)
         "The logits of every code given the ones before it, and those that are known: where a code is known itself, they mean nothing"
         n, q = codes.shape[1], self.cfg.n_quantizers
         if not 0 < n <= self.max_length: raise ValueError(f'{n} codes: expected 1 to {self.max_length}, the context')
@@ -346,7 +345,18 @@ def _embed_places(self: CodePrior, codes, onsets=None, labels=None):  # as for `
     onsets, labels = (x.repeat_interleave(bands, 1)[:, :p] for x in (onsets.to(self.vectors.dtype), labels))
     return self.embedding(codes, grid_context(self.sums(codes), bands), onsets, labels)
 
-CodePrior.embed = _embed_places
+def _read(
+    self: CodePrior,
+    codes,           # of places (b, p, q)
+    onsets=None,     # does a sound begin with the column (b, w); by default with the first one
+    labels=None,     # its class (b, w)
+):                   # (b, p, d)
+    "The state of every place, from all places before it"
+    x = self.dropout(self.embed(codes, onsets, labels))
+    for block in self.blocks: x = block(x)
+    return self.norm(x)
+
+CodePrior.embed, CodePrior.read = _embed_places, _read
 
 # %% ../nbs/06_prior.ipynb #f666f91c
 def _count(self: CodePrior, sounds):  # `CodeExcerpt`s -> the prior itself
@@ -526,16 +536,11 @@ class Context:
         self.cfg, self.batch_size, self.asked = cfg, batch_size, False
         self.labels = np.zeros(batch_size, np.int64) if labels is None else np.asarray(labels.cpu())
         self.onset = np.ones(batch_size, bool)                                   # the column at hand begins a sound
-        self.next_onset = np.zeros(batch_size, bool)                             # so does the one after it
         self.back = 2 * cfg.n_bands - np.array(neighbours(cfg.n_bands))
         self.grid = np.zeros((batch_size, 2 * cfg.n_bands + places, cfg.code_dim), np.float32)
         self.codes = np.zeros((batch_size, cfg.max_length), np.int64)
         self.length = 0                                                          # codes fed so far
         self.state = self.known = self.raised = None                             # (b, d) of the place at hand; with its codes so far (b, d); behind `up` (b, 2·d)
-
-    def begin(self, onsets):  # (b,) bool
-        "Say which rows begin a new sound with the column that comes next"
-        self.next_onset = np.asarray(onsets.cpu(), bool)
 
 # %% ../nbs/06_prior.ipynb #756d2aa4
 def _attend(pairs, place, qkv):  # keys and values so far (2, b, heads, p, d / heads); (b, 3, heads, d / heads) -> (b, d)
@@ -551,7 +556,7 @@ def _embed(context, place):  # (b, d)
     "What the transformer is told at this place"
     cfg, w, b = context.cfg, context.weights, context.batch_size
     if place % cfg.n_bands == 0:
-        if place: context.onset, context.next_onset = context.next_onset, np.zeros(b, bool)
+        if place: context.onset = np.zeros(b, bool)
         context.asked_for = w.label[context.labels] + context.onset[:, None] * w.onset
     x = context.asked_for + w.place[place]
     if place == 0: return x + w.start
@@ -789,7 +794,11 @@ def pack_excerpts(
     codes = F.pad(codes, (0, 0, 0, columns - len(codes))).flatten()[None]
     return CodeBatch(codes, *map(fill, (onsets, ends, labels, torch.ones(n, dtype=torch.bool))), torch.zeros_like(codes, dtype=torch.bool))
 
-def stack_rows(rows): return CodeBatch(*map(torch.cat, zip(*rows)))
+def stack_rows(
+    rows: list,       # `CodeBatch`es of as many columns
+) -> CodeBatch:
+    "All of their rows"
+    return CodeBatch(*map(torch.cat, zip(*rows)))
 
 # %% ../nbs/06_prior.ipynb #101a2606
 def random_gap(
@@ -969,7 +978,9 @@ def measure_bits(
     return CodeBits(*(mean(c, slice(None)) for c in costs), by_level, alone, gap_bits(prior, test))
 
 # %% ../nbs/06_prior.ipynb #f58f8ace
-def mean_of_all(losses):  # of what counts in this process's rows (n,)
+def mean_of_all(
+    losses,    # of what counts in this process's rows (n,)
+):             # ()
     "Their mean over all processes, as this one's part of a mean over processes"
     n = together(torch.tensor([len(losses), 1]))                # how many there are in all; processes
     return losses.sum() * n[1] / n[0].clamp(min=1)
@@ -991,7 +1002,7 @@ class NextCode(Objective):
     def __init__(self, prior: CodePrior, held_out: list, shown=lambda prior: {}):
         super().__init__()
         self.prior, self.exam, self.shown = prior, examination(held_out, prior.cfg.max_columns), shown
-        self.parts = max(1, prior.cfg.d_model * prior.cfg.n_quantizers // 1024)    # 4 for the widest prior
+        self.parts = max(1, prior.cfg.d_model * prior.cfg.n_quantizers // 1024)    # 4 for 512 numbers and eight levels
 
     def forward(self, batch: CodeBatch):
         prior, split = self.prior, lambda x: x.unflatten(1, (-1, self.prior.cfg.n_quantizers))

@@ -434,7 +434,9 @@ def show_mel(
     return ax
 
 # %% ../nbs/02_spectrogram.ipynb #90f962e2
-def log_mel_l1(a, b):  # log-mels of one shape (…, m, f) -> a float, in nats
+def log_mel_l1(
+    a, b,  # log-mels of one shape (…, m, f)
+):         # a float, in nats
     "Mean absolute difference of two log-mel spectrograms, in nats."
     if a.shape != b.shape: raise ValueError(f'shapes differ: {tuple(a.shape)} and {tuple(b.shape)}')
     return (a - b).abs().mean().item()
