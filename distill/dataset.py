@@ -7,7 +7,8 @@ __all__ = ['SAME_SOUND', 'MEL_STEP', 'CACHE_BYTES', 'IN_MEMORY_BYTES', 'TIERS', 
            'Split', 'split_files', 'Sketch', 'sketch_mel', 'take_print', 'near_duplicates', 'group_files', 'pack_mel',
            'unpack_mel', 'cache_folder', 'SoundCache', 'StoredMel', 'FolderMels', 'read_folder', 'MelCollection',
            'label_files', 'collect', 'load_collection', 'Tier', 'pick_tier', 'Diagnosis', 'diagnose', 'examine_folder',
-           'show_diagnosis', 'cut_window', 'random_change', 'change_mel', 'mix_mels', 'WindowBatch', 'MelWindows']
+           'show_diagnosis', 'cut_window', 'random_change', 'change_mel', 'mix_mels', 'WindowBatch', 'Drawn',
+           'MelWindows']
 
 # %% ../nbs/03_dataset.ipynb #e43d09e8
 import base64
@@ -808,8 +809,27 @@ def _sources(collection):  # what windows are cut from: [(position of the file, 
     return [(i, piece) for i, mel in whole
             for piece in _consecutive(mel, cfg.window_frames, collection.spectrogram.cfg.log_floor)]
 
+# %% ../nbs/03_dataset.ipynb #bb3f55cc
+class Drawn:
+    "Batches without end, drawn by `rng`, a `random.Random`"
+    def __iter__(self): return self
+
+    def state_dict(self) -> dict:  # lists and numbers: ready for JSON
+        "Where it stands: the next batches depend on nothing else"
+        version, numbers, gauss = self.rng.getstate()
+        return {'rng': [version, list(numbers), gauss]}
+
+    def load_state_dict(self, state: dict):
+        "Go on from there; raises `ValueError` for anything but a `state_dict`"
+        try:
+            version, numbers, gauss = state['rng']
+            self.rng.setstate((version, tuple(numbers), gauss))
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(f'not a state of {type(self).__name__}: expected what `state_dict` gives ({e!r})') from e
+
+
 # %% ../nbs/03_dataset.ipynb #ec3b8b39
-class MelWindows:
+class MelWindows(Drawn):
     "An endless supply of augmented training windows"
     def __init__(
         self,
@@ -836,20 +856,6 @@ class MelWindows:
         other, also, _ = self._draw()
         return mix_mels(mel, other, self.floor), sound | also, file
 
-    def __iter__(self): return self
     def __next__(self) -> WindowBatch:
         mels, sound, self.drawn = zip(*[self.window() for _ in range(self.batch_size)])
         return WindowBatch(torch.stack(mels)[:, None], torch.stack(sound))
-
-    def state_dict(self) -> dict:  # lists and numbers: ready for JSON
-        "Where it stands: the next windows depend on nothing else"
-        version, numbers, gauss = self.rng.getstate()
-        return {'rng': [version, list(numbers), gauss]}
-
-    def load_state_dict(self, state: dict):
-        "Go on from there; raises `ValueError` for anything but a `state_dict` of windows"
-        try:
-            version, numbers, gauss = state['rng']
-            self.rng.setstate((version, tuple(numbers), gauss))
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f'not a state of MelWindows: expected what `state_dict` gives ({e!r})') from e

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .dataset import MelCollection, MelWindows, change_mel, random_change
+from .dataset import Drawn, MelCollection, MelWindows, change_mel, random_change
 from .training import (Budget, Checkpoints, Objective, TrainingConfig, excerpt, fewest, own_share,
                               part_of_progress, pick_device, together, train)
 from .vqvae import STRIDE, ConvVQVAE
@@ -822,7 +822,7 @@ def random_gap(
     return gap if gap.any() else ~gap
 
 # %% ../nbs/06_prior.ipynb #266032ce
-class PackedExcerpts:
+class PackedExcerpts(Drawn):
     "An endless supply of training batches"
     def __init__(
         self,
@@ -845,21 +845,10 @@ class PackedExcerpts:
         row = pack_excerpts(row, columns)
         return row._replace(known=row.counted() & ~random_gap(self.cfg, self.rng).flatten()) if gap else row
 
-    def __iter__(self): return self
     def __next__(self) -> CodeBatch:
         gaps = max(1, round(self.cfg.gap_share * self.batch_size)) if self.cfg.gap_share and self.batch_size > 1 else 0
         spread = lambda i: i * gaps // self.batch_size                 # evenly, for several processes share a batch
         return stack_rows([self.row(spread(i + 1) > spread(i)) for i in range(self.batch_size)])
-
-    def state_dict(self) -> dict:  # lists and numbers: ready for JSON
-        "Where it stands: the next batches depend on nothing else"
-        version, numbers, gauss = self.rng.getstate()
-        return {'rng': [version, list(numbers), gauss]}
-
-    def load_state_dict(self, state: dict):
-        "Go on from there"
-        version, numbers, gauss = state['rng']
-        self.rng.setstate((version, tuple(numbers), gauss))
 
 # %% ../nbs/06_prior.ipynb #ece6230b
 def file_sequences(
