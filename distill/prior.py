@@ -303,8 +303,7 @@ class CodePrior(nn.Module):
         self.cfg, self.max_length = cfg, cfg.max_length
         self.embedding, self.dropout = PlaceEmbedding(cfg), nn.Dropout(cfg.dropout)
         self.blocks, self.norm = nn.ModuleList([Block(cfg) for _ in range(cfg.n_layers)]), nn.LayerNorm(cfg.d_model)
-        self.levels, self.end = LevelHead(cfg), nn.Linear(cfg.d_model, 1)
-        self.bridge, self.guess = Bridge(cfg), Guess(cfg)
+        self.levels, self.end, self.bridge, self.guess = LevelHead(cfg), nn.Linear(cfg.d_model, 1), Bridge(cfg), Guess(cfg)
         nn.init.constant_(self.end.bias, -3.0)                                  # most columns are not the last one
         self.register_buffer('vectors', torch.zeros(cfg.n_quantizers, cfg.codebook_size, cfg.code_dim))
         self.register_buffer('seen', torch.zeros(cfg.n_bands, cfg.n_quantizers, cfg.codebook_size, dtype=torch.int32))
@@ -314,10 +313,15 @@ class CodePrior(nn.Module):
         "Tell the prior what its codes stand for; the vectors are scaled to a variance of 1"
         self.vectors.copy_(codebooks / codebooks.std().clamp(min=1e-8))
 
-    def sums(self, codes, known=None):  # codes of places (b, p, q); which of them count (b, p, q) -> (b, p, c)
-        "The vectors that the places stand for"
-        part = lambda level: self.vectors[level][codes[..., level]] * (1 if known is None else known[..., level, None])
-        return sum(part(level) for level in range(self.cfg.n_quantizers))
+    def read(
+        self, codes,      # of places (b, p, q)
+        onsets=None,      # does a sound begin with the column (b, w); by default with the first one
+        labels=None,      # its class (b, w)
+    ):                    # (b, p, d)
+        "The state of every place, from all places before it"
+        x = self.dropout(self.embed(codes, onsets, labels))
+        for block in self.blocks: x = block(x)
+        return self.norm(x)
 
     def ends(self, states):  # (b, p, d) of whole columns -> logits (b, w) that the sound ends with the column
         "Seen from the last place of each column"
@@ -337,6 +341,11 @@ class CodePrior(nn.Module):
         return self.answer(self.read(codes, onsets, labels), codes, known).flatten(1, 2)[:, :n]
 
 # %% ../nbs/06_prior.ipynb #0c296388
+def _sums(self: CodePrior, codes, known=None):  # codes of places (b, p, q); which of them count (b, p, q) -> (b, p, c)
+    "The vectors that the places stand for"
+    part = lambda level: self.vectors[level][codes[..., level]] * (1 if known is None else known[..., level, None])
+    return sum(part(level) for level in range(self.cfg.n_quantizers))
+
 def _embed_places(self: CodePrior, codes, onsets=None, labels=None):  # as for `read` -> (b, p, d)
     "What the transformer is given for every place"
     b, p, bands = len(codes), codes.shape[1], self.cfg.n_bands
@@ -345,18 +354,7 @@ def _embed_places(self: CodePrior, codes, onsets=None, labels=None):  # as for `
     onsets, labels = (x.repeat_interleave(bands, 1)[:, :p] for x in (onsets.to(self.vectors.dtype), labels))
     return self.embedding(codes, grid_context(self.sums(codes), bands), onsets, labels)
 
-def _read(
-    self: CodePrior,
-    codes,           # of places (b, p, q)
-    onsets=None,     # does a sound begin with the column (b, w); by default with the first one
-    labels=None,     # its class (b, w)
-):                   # (b, p, d)
-    "The state of every place, from all places before it"
-    x = self.dropout(self.embed(codes, onsets, labels))
-    for block in self.blocks: x = block(x)
-    return self.norm(x)
-
-CodePrior.embed, CodePrior.read = _embed_places, _read
+CodePrior.sums, CodePrior.embed = _sums, _embed_places
 
 # %% ../nbs/06_prior.ipynb #f666f91c
 def _count(self: CodePrior, sounds):  # `CodeExcerpt`s -> the prior itself
