@@ -7,10 +7,10 @@ __all__ = ['SAMPLE_RATE', 'AUDIO_EXTENSIONS', 'FOREIGN_EXTENSIONS', 'MIN_SECONDS
            'find_audio_files', 'printable', 'Note', 'RawAudio', 'read_audio', 'mix_to_mono', 'remove_dc', 'Sound',
            'prepare_audio', 'load_audio', 'show_waveform', 'peak_db', 'count_clipped', 'find_bandwidth', 'FileReport',
            'file_digest', 'report_file', 'Collection', 'describe_collection', 'scan_folder', 'write_atomically',
-           'explain_write_error']
+           'explain_write_error', 'user_folder', 'fold_name']
 
 # %% ../nbs/00_audio.ipynb #286a6dae
-import contextlib, errno, hashlib, io, math, os, re, secrets, statistics
+import contextlib, errno, hashlib, io, math, os, re, secrets, statistics, sys, unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -372,7 +372,8 @@ class FileReport:
         return self.wav if self.wav is not None else load_audio(self.path).wav
 
     @property
-    def findings(self) -> tuple[str, ...]: # kinds of what is said about it, such as 'clipped'; for programs
+    def findings(self) -> tuple[str, ...]: # such as 'clipped'
+        "Kinds of what is said about it, for programs"
         return tuple(n.kind for n in (self.reason, *self.notes) if n)
 
 # %% ../nbs/00_audio.ipynb #1ea61b5c
@@ -450,15 +451,16 @@ class Collection:
     aside:dict[str, str]=field(default_factory=dict) # files that were not considered: name → why
 
     @property
-    def used(self) -> tuple[FileReport, ...]: return tuple(r for r in self.reports if r.used)
+    def used(self) -> tuple[FileReport, ...]: "Files to learn from"; return tuple(r for r in self.reports if r.used)
     @property
-    def skipped(self) -> tuple[FileReport, ...]: return tuple(r for r in self.reports if not r.used)
+    def skipped(self) -> tuple[FileReport, ...]: "The others"; return tuple(r for r in self.reports if not r.used)
     @property
-    def seconds(self) -> float: return sum(r.seconds for r in self.used)
+    def seconds(self) -> float: "Of sound in the used files"; return sum(r.seconds for r in self.used)
     @property
-    def median_seconds(self) -> float: return statistics.median([r.heard for r in self.used] or [math.inf]) # half of the files are shorter
+    def median_seconds(self) -> float: "Half of the used files are heard for less"; return statistics.median([r.heard for r in self.used] or [math.inf])
     @property
     def fingerprint(self) -> str: # 16 hexadecimal digits; '' for an empty collection
+        "A short name for the content of the used files"
         digests = sorted(r.digest for r in self.used)
         return hashlib.sha256('\n'.join(digests).encode()).hexdigest()[:16] if digests else ''
 
@@ -574,3 +576,20 @@ def explain_write_error(
     if error.errno in (errno.ENOSPC, getattr(errno, 'EDQUOT', -1), errno.EFBIG):
         return f'cannot write {name}: the disk is full, free some space or choose another disk'
     return f'cannot write {name}: {error.strerror or error}'
+
+# %% ../nbs/00_audio.ipynb #36ed9235
+def user_folder(
+    kind:str, # 'data' or 'cache'
+) -> Path: # it need not exist yet
+    "Where things of this user are kept on this system"
+    home = Path.home()
+    if sys.platform == 'win32': return Path(os.environ.get('LOCALAPPDATA') or home/'AppData'/'Local')/'distill'
+    if sys.platform == 'darwin': return home/'Library'/('Caches' if kind == 'cache' else 'Application Support')/'distill'
+    asked = Path(os.environ.get(f'XDG_{kind.upper()}_HOME', ''))
+    return (asked if asked.is_absolute() else home/('.cache' if kind == 'cache' else '.local/share'))/'distill'
+
+def fold_name(
+    name:str, # as somebody has typed it
+) -> str: # the same for names that count as one
+    "A name without what does not matter: upper and lower case, the form of accents, spaces around and between words"
+    return ' '.join(unicodedata.normalize('NFC', unicodedata.normalize('NFC', name).casefold()).split())

@@ -155,7 +155,13 @@ def pretrain(
 
 # %% ../nbs/08a_base.ipynb #71b090b8
 @torch.no_grad()
-def fit_codebooks(model, windows, codebook_size, known, batches):  # levels that are there already (q, k, d) -> (8, k, d)
+def fit_codebooks(
+    model: ConvVQVAE,
+    windows,                 # batches to learn them from
+    codebook_size: int,
+    known,                   # levels that are there already (q, k, d), or None
+    batches: int,            # how many
+):                           # (8, k, d)
     "Codebooks for a network that stays as it is, after those that are known"
     known = model.norm.mean.new_zeros(0, codebook_size, model.cfg.code_dim) if known is None else known.to(model.norm.mean)
     if len(known) >= BASE_LEVELS: return known
@@ -347,7 +353,9 @@ def fits_prior(
     about = base.about.get('prior')
     return bool(about) and about['shape'] | dict(levels=cfg.n_quantizers) == _prior_shape(cfg)
 
-def base_width(base: BaseModel) -> dict:  # fields of `PriorConfig`; none without a base prior
+def base_width(
+    base: BaseModel,
+) -> dict:   # fields of `PriorConfig`; none without a base prior
     "How wide and deep the base prior is"
     return {name: base.about['prior']['shape'][name] for name in ('d_model', 'n_layers', 'n_heads')} if base.about.get('prior') else {}
 

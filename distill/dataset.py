@@ -7,7 +7,8 @@ __all__ = ['SAME_SOUND', 'MEL_STEP', 'CACHE_BYTES', 'IN_MEMORY_BYTES', 'TIERS', 
            'Split', 'split_files', 'Sketch', 'sketch_mel', 'take_print', 'near_duplicates', 'group_files', 'pack_mel',
            'unpack_mel', 'cache_folder', 'SoundCache', 'StoredMel', 'FolderMels', 'read_folder', 'MelCollection',
            'label_files', 'collect', 'load_collection', 'Tier', 'pick_tier', 'Diagnosis', 'diagnose', 'examine_folder',
-           'show_diagnosis', 'cut_window', 'random_change', 'change_mel', 'mix_mels', 'WindowBatch', 'MelWindows']
+           'show_diagnosis', 'cut_window', 'random_change', 'change_mel', 'mix_mels', 'WindowBatch', 'Drawn',
+           'MelWindows']
 
 # %% ../nbs/03_dataset.ipynb #e43d09e8
 import base64
@@ -20,9 +21,9 @@ import json
 import math
 import os
 import random
-import sys
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 from . import audio, spectrogram as spectrogram_module
 from .audio import (AudioError, Collection, FileReport, Note, SAMPLE_RATE, explain_write_error, file_digest,
-                           printable, report_file, scan_folder, write_atomically)
+                           printable, report_file, scan_folder, user_folder, write_atomically)
 from .spectrogram import AudioSpectrogram, SpectrogramConfig, hz_to_mel
 
 # %% ../nbs/03_dataset.ipynb #59f49120
@@ -72,8 +73,24 @@ class Split(NamedTuple):
     train: list
     valid: list
 
-def split_files(n_files: int, fraction: float = 0.2, seed: int = 0, same=None) -> Split:
-    "A random split by file that holds out at least one and keeps at least one; equal entries of `same` stay together"
+def _held_out(order, n, labels):  # groups of files, how many, a label per file -> those that are held out
+    "The first ones, but the last training file of a label only when nothing else is left"
+    left, chosen, spared = Counter(labels), [], []
+    for group in order:
+        rest = left - Counter(labels[i] for i in group)
+        safe = len(chosen) < n and all(rest[labels[i]] for i in group if labels[i])
+        (chosen if safe else spared).append(group)
+        if safe: left = rest
+    return chosen + spared[:n - len(chosen)]
+
+def split_files(
+    n_files: int,
+    fraction: float = 0.2,  # of them that is held out
+    seed: int = 0,
+    same=None,              # a key per file: those that are equal stay together
+    labels=None,            # a label per file, '' for none: as far as the share allows, one file of each is learned from
+) -> Split:
+    "A random split by file that holds out at least one and keeps at least one"
     groups = {}
     for i in range(n_files): groups.setdefault(same[i] if same else i, []).append(i)
     if len(groups) < 2:
@@ -81,8 +98,8 @@ def split_files(n_files: int, fraction: float = 0.2, seed: int = 0, same=None) -
                          'ones, for one is held out to measure what was learned. Add more sounds, or cut the file into pieces')
     order = random.Random(seed).sample(list(groups.values()), len(groups))
     n_valid = min(len(order) - 1, max(1, round(len(order) * fraction)))
-    part = lambda groups: sorted(i for group in groups for i in group)
-    return Split(part(order[n_valid:]), part(order[:n_valid]))
+    held_out = {i for group in _held_out(order, n_valid, labels or [''] * n_files) for i in group}
+    return Split([i for i in range(n_files) if i not in held_out], sorted(held_out))
 
 # %% ../nbs/03_dataset.ipynb #14d38ccd
 class Sketch(NamedTuple):
@@ -186,7 +203,10 @@ def near_duplicates(
     scores = [(i, j, _coherence(ready(i), ready(j))) for i, j in _alike(sketches)]
     return [found for found in scores if found[2] >= SAME_SOUND]
 
-def group_files(n_files: int, pairs) -> list:  # the first member of each file's group (n_files,)
+def group_files(
+    n_files: int,
+    pairs,   # (position, position, …)
+) -> list:   # the first member of each file's group (n_files,)
     "Files that are linked by pairs, however many steps away, belong together"
     first = list(range(n_files))
     for i, j, *_ in sorted(pairs):
@@ -204,7 +224,10 @@ def pack_mel(
     "Steps above the floor"
     return ((mel.mT - floor) / MEL_STEP).round().clamp(0, 65535).numpy().astype(np.uint16)
 
-def unpack_mel(packed, floor):  # (f, m), 16 bits -> natural-log mel (m, f)
+def unpack_mel(
+    packed,  # (f, m), 16 bits
+    floor: float,
+):           # natural-log mel (m, f)
     "Undo `pack_mel`"
     return torch.from_numpy(packed.astype(np.float32) * MEL_STEP).add_(floor).mT.contiguous()
 
@@ -228,10 +251,7 @@ def cache_folder() -> Path | None:
     "Where spectrograms are kept: `$DISTILL_CACHE`, else the user's folder for caches; None for `off`"
     wanted = os.environ.get('DISTILL_CACHE', '')
     if wanted.lower() in ('off', '0', 'none'): return None
-    if wanted: return Path(wanted).expanduser()
-    home = Path('~').expanduser()
-    base = {'win32': os.environ.get('LOCALAPPDATA') or home / 'AppData' / 'Local', 'darwin': home / 'Library' / 'Caches'}
-    return Path(base.get(sys.platform) or os.environ.get('XDG_CACHE_HOME') or home / '.cache') / 'distill'
+    return Path(wanted).expanduser() if wanted else user_folder('cache')
 
 @functools.cache
 def _code_digest():  # changes when what makes an entry changes
@@ -432,12 +452,14 @@ class FolderMels(NamedTuple):
 
 def read_folder(
     folder,                              # a folder of sounds, searched with its sub-folders
-    spectrogram: AudioSpectrogram = None,
+    spectrogram: AudioSpectrogram = None,  # at 48 kHz
     progress_callback=None,              # called with (fraction, text)
 ) -> FolderMels:
     "Every file decoded, or taken from the cache, and looked at; never raises for a bad file"
-    cache = SoundCache(cache_folder())
-    reader = _MelReader(spectrogram or AudioSpectrogram(), cache)
+    spectrogram, cache = spectrogram or AudioSpectrogram(), SoundCache(cache_folder())
+    if (rate := spectrogram.cfg.sample_rate) != SAMPLE_RATE:
+        raise ValueError(f'a spectrogram with sample_rate={rate}: all sounds are learned from at {SAMPLE_RATE}, so leave it out')
+    reader = _MelReader(spectrogram, cache)
     files = scan_folder(folder, progress_callback=progress_callback, read=reader)
     mels = [reader.mels[f.path] for f in files.used]
     pairs = _same_sounds(files.used, mels, reader) if len(mels) > 1 else []
@@ -470,21 +492,17 @@ class MelCollection:
     groups: list = field(default_factory=list)  # one per used file: the first of the files that are the same sound
 
     @property
-    def names(self) -> list: return [f.name for f in self.files.used]
+    def names(self) -> list: "Of the used files, inside the folder"; return [f.name for f in self.files.used]
     @property
-    def train(self) -> list: return [self.mels[i] for i in self.split.train]
+    def train(self) -> list: "The mels to learn from"; return [self.mels[i] for i in self.split.train]
     @property
-    def valid(self) -> list: return [self.mels[i] for i in self.split.valid]
+    def valid(self) -> list: "The mels that are held out"; return [self.mels[i] for i in self.split.valid]
     @property
-    def valid_names(self) -> list: return [self.names[i] for i in self.split.valid]
+    def valid_names(self) -> list: "The names of their files"; return [self.names[i] for i in self.split.valid]
     @property
-    def seconds(self) -> float: return self.files.seconds
+    def seconds(self) -> float: "Of sound in the used files"; return self.files.seconds
     @property
-    def file_digests(self) -> dict: return {f.name: f.digest[:16] for f in self.files.used}  # what a run is made of
-    @property
-    def labels(self) -> list: return label_files(self.names)
-    @property
-    def label_names(self) -> list: return sorted(set(self.labels) - {''})
+    def file_digests(self) -> dict: "What a run is made of: the content of each file, 16 hexadecimal digits"; return {f.name: f.digest[:16] for f in self.files.used}
 
 # %% ../nbs/03_dataset.ipynb #faf1fe29
 def label_files(
@@ -493,6 +511,16 @@ def label_files(
     "The first sub-folder that each file lies in, or no labels at all when there are fewer than two"
     labels = [name.split('/')[0] if '/' in name else '' for name in names]
     return labels if len({*labels} - {''}) > 1 else [''] * len(names)
+
+def _labels(self: MelCollection) -> list:
+    "One per used file, '' where there is none"
+    return label_files(self.names)
+
+def _label_names(self: MelCollection) -> list:
+    "Those that there is a file of to learn from"
+    return sorted({self.labels[i] for i in self.split.train} - {''})
+
+MelCollection.labels, MelCollection.label_names = property(_labels), property(_label_names)
 
 # %% ../nbs/03_dataset.ipynb #50fc7257
 def _named_split(names, valid_names):
@@ -514,7 +542,7 @@ def collect(
     files.require(1)
     names = [f.name for f in files.used]
     split = (_named_split(names, valid_names) if valid_names is not None
-             else split_files(len(names), cfg.valid_fraction, cfg.split_seed, groups))
+             else split_files(len(names), cfg.valid_fraction, cfg.split_seed, groups, label_files(names)))
     rng, copies = random.Random(cfg.split_seed), []
     for i in split.train if cfg.speed_semitones else ():
         wav = files.used[i].load()
@@ -526,7 +554,7 @@ def collect(
 def load_collection(
     folder,                              # a folder of sounds, searched with its sub-folders
     cfg: DatasetConfig = DatasetConfig(),
-    spectrogram: AudioSpectrogram = None,
+    spectrogram: AudioSpectrogram = None,  # at 48 kHz
     valid_names: list = None,            # hold out these files rather than a random share (their names in the folder)
     progress_callback=None,              # called with (fraction, text)
 ) -> MelCollection:
@@ -563,21 +591,22 @@ class Diagnosis:
     estimate: object = None              # what training takes on this machine, a `TrainingEstimate`, when it was measured
 
     @property
-    def n_sounds(self) -> int: return len(self.files.used) - sum(len(g) - 1 for g in self.groups)
+    def n_sounds(self) -> int: "Different sounds that can be used"; return len(self.files.used) - sum(len(g) - 1 for g in self.groups)
     @property
-    def ready(self) -> bool: return self.n_sounds > 1
+    def ready(self) -> bool: "Are they enough to learn from?"; return self.n_sounds > 1
     @property
-    def tier(self) -> Tier: return pick_tier(len(self.files.used), self.files.median_seconds)
+    def tier(self) -> Tier: "How large a model suits them"; return pick_tier(len(self.files.used), self.files.median_seconds)
     @property
-    def seconds(self) -> float:  # that can be heard, each sound once
+    def seconds(self) -> float:
+        "That can be heard, each sound once"
         repeated = {name for group in self.groups for name in group[1:]}
         return sum(f.heard for f in self.files.used if f.name not in repeated)
     @property
-    def minutes(self) -> int: return self.estimate.minutes if self.estimate else self.tier.minutes  # to fit it, at least
+    def minutes(self) -> int: "To fit it, at least"; return self.estimate.minutes if self.estimate else self.tier.minutes
     @property
-    def verdict(self) -> str: return _verdict(self)
+    def verdict(self) -> str: "Whether they are enough, in a sentence"; return _verdict(self)
     @property
-    def advice(self) -> list: return _advice(self.files, self.groups)
+    def advice(self) -> list: "What would make it better, the most frequent first"; return _advice(self.files, self.groups)
 
     def to_dict(self) -> dict:  # ready for JSON
         "Everything that is known"
@@ -742,12 +771,19 @@ def random_change(
         change += (waves.cos() @ torch.tensor([rng.gauss(0, cfg.eq_db) for _ in range(5)]))[:, None] * (2 / 5) ** 0.5
     return change * (math.log(10) / 20)
 
-def change_mel(mel, change, floor):  # (m, f), (m, 1) -> (m, f)
+def change_mel(
+    mel,     # natural-log mel (m, f)
+    change,  # nats to add to each band (m, 1)
+    floor: float,
+):           # (m, f)
     "Add a change to a log-mel; silence stays silence"
     return torch.where(mel > floor + 1e-3, mel + change, mel).clamp(min=floor)
 
 # %% ../nbs/03_dataset.ipynb #6d5e2a04
-def mix_mels(a, b, floor):  # two log-mels (m, f) -> (m, f)
+def mix_mels(
+    a, b,    # natural-log mels of one shape (m, f)
+    floor: float,
+):           # (m, f)
     "The log-mel of both sounds at once; silence adds nothing"
     a, b = (torch.where(x > floor + 1e-3, x, -math.inf) for x in (a, b))
     return (torch.logaddexp(2 * a, 2 * b) / 2).clamp(min=floor)
@@ -773,8 +809,27 @@ def _sources(collection):  # what windows are cut from: [(position of the file, 
     return [(i, piece) for i, mel in whole
             for piece in _consecutive(mel, cfg.window_frames, collection.spectrogram.cfg.log_floor)]
 
+# %% ../nbs/03_dataset.ipynb #bb3f55cc
+class Drawn:
+    "Batches without end, drawn by `rng`, a `random.Random`"
+    def __iter__(self): return self
+
+    def state_dict(self) -> dict:  # lists and numbers: ready for JSON
+        "Where it stands: the next batches depend on nothing else"
+        version, numbers, gauss = self.rng.getstate()
+        return {'rng': [version, list(numbers), gauss]}
+
+    def load_state_dict(self, state: dict):
+        "Go on from there; raises `ValueError` for anything but a `state_dict`"
+        try:
+            version, numbers, gauss = state['rng']
+            self.rng.setstate((version, tuple(numbers), gauss))
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(f'not a state of {type(self).__name__}: expected what `state_dict` gives ({e!r})') from e
+
+
 # %% ../nbs/03_dataset.ipynb #ec3b8b39
-class MelWindows:
+class MelWindows(Drawn):
     "An endless supply of augmented training windows"
     def __init__(
         self,
@@ -801,20 +856,6 @@ class MelWindows:
         other, also, _ = self._draw()
         return mix_mels(mel, other, self.floor), sound | also, file
 
-    def __iter__(self): return self
     def __next__(self) -> WindowBatch:
         mels, sound, self.drawn = zip(*[self.window() for _ in range(self.batch_size)])
         return WindowBatch(torch.stack(mels)[:, None], torch.stack(sound))
-
-    def state_dict(self) -> dict:  # lists and numbers: ready for JSON
-        "Where it stands: the next windows depend on nothing else"
-        version, numbers, gauss = self.rng.getstate()
-        return {'rng': [version, list(numbers), gauss]}
-
-    def load_state_dict(self, state: dict):
-        "Go on from there; raises `ValueError` for anything but a `state_dict` of windows"
-        try:
-            version, numbers, gauss = state['rng']
-            self.rng.setstate((version, tuple(numbers), gauss))
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f'not a state of MelWindows: expected what `state_dict` gives ({e!r})') from e

@@ -13,6 +13,7 @@ from itertools import count, pairwise
 from typing import NamedTuple
 from .dataset import DatasetConfig, Diagnosis, MelCollection, collect, diagnose, read_folder
 from .fitting import STAGE_1_SHARE, stage_1_settings, stage_2_settings
+from .live import time_words
 from .prior import ENCODING_SHARE, MEASURING_SHARE, N_EXCERPTS, prior_training_config, train_prior
 from .training import Budget, collection_health, epoch_steps, excerpt, part_of_progress, pick_device, train_vqvae
 from .vqvae import reconstruction_l1
@@ -66,7 +67,7 @@ class TrainingEstimate:
         step, most = self.stage_1.step, max(1, self.enough // self.epoch_steps)
         return [f'Time: on this machine ({self.device}) one step of learning takes {1000 * step:.0f} ms; {self.minutes} minutes have time for '
                 f'{one} of them, and {two} of the second stage. About {self.enough} are enough for a collection of this size',
-                f'- {most} epochs would take {_clock(self.seconds(most))}, each epoch being {self.epoch_steps} steps of both stages']
+                f'- {most} epochs would take {time_words(self.seconds(most))}, each epoch being {self.epoch_steps} steps of both stages']
 
     def to_dict(self) -> dict:  # ready for JSON
         "Everything that is known; `fit --epochs n` takes `fixed_seconds` + n · `epoch_seconds` at most"
@@ -75,10 +76,6 @@ class TrainingEstimate:
         return dict(device=self.device, minutes=self.minutes, steps=list(steps), enough=self.enough, epoch_steps=self.epoch_steps,
                     epoch_seconds=one - fixed, fixed_seconds=fixed - 10_000 * (one - fixed),
                     stage_1=self.stage_1._asdict(), stage_2=self.stage_2._asdict())
-
-def _clock(seconds):
-    minutes, rest = divmod(round(seconds), 60)
-    return f'{seconds:.0f} s' if seconds < 60 else f'{minutes} min {rest} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
 
 # %% ../nbs/08d_doctor.ipynb #7456ff0d
 TRIAL_STEPS, TRIAL_EXCERPTS = 8, 64

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from . import __version__
 from .audio import AudioError, Collection, FileReport, scan_folder
 from .dataset import label_files
-from .model import LoadedVQModel
+from .model import LoadedVQModel, files_of
 from .pipeline import Clip, ClipConfig, generate_clips
 from .prior import file_sequences, measure_bits
 from .spectrogram import AudioSpectrogram, log_mel_l1, multi_resolution_stft
@@ -41,7 +41,7 @@ def unseen_files(
 ) -> Unseen:
     "Tell the files that a model has learned from and those that it has not; raises `AudioError` when none is left"
     files.require(1)
-    remembered = loaded.metadata.get('files', {})
+    remembered = files_of(loaded.metadata)
     names, digests = set(remembered.get('train', ())), set(remembered.get('train_digests', ()))
     is_learned = lambda file: file.digest[:16] in digests if digests else file.name in names
     scored, learned = [tuple(f for f in files.used if is_learned(f) == wanted) for wanted in (False, True)]
@@ -194,7 +194,10 @@ def level_free(
     relative = (windows - level[:, None, None] + DEPTH - 1.5).clamp(min=0)
     return relative.unflatten(2, (length // POOL, POOL)).mean(3).flatten(1)
 
-def moment_frames(loaded: LoadedVQModel, files) -> int:  # reports of the training files -> frames, a multiple of 4
+def moment_frames(
+    loaded: LoadedVQModel,
+    files,                  # reports of the training files
+) -> int:                   # frames, a multiple of 4
     "How long a moment is: the lower quartile of the lengths of the files, from a sixth of a second to a second"
     cfg = loaded.spectrogram.cfg
     frames = sorted(f.seconds * cfg.sample_rate / cfg.hop_length for f in files)[len(files) // 4]
@@ -281,7 +284,10 @@ def kernel_distance(
     error = (_jackknife(by_x) + _jackknife(by_y)).sqrt()
     return Estimate((xx.mean() + yy.mean() - 2 * sums.sum() / count.sum()).item(), error.item())
 
-def mean_distance(x, groups) -> Estimate | None:  # vectors (n, d), sources (n,); None with fewer than three sources
+def mean_distance(
+    x,                   # vectors (n, d)
+    groups,              # numbers of their sources (n,)
+) -> Estimate | None:    # None with fewer than three sources
     "Mean distance of two moments of different sources: how diverse a set is"
     if len(groups.unique()) < 3: return None
     pairs = _Within(torch.cdist(x.double(), x.double()), groups)
@@ -351,7 +357,10 @@ class Distances(NamedTuple):
 
 CHANCE = 0.05  # share of the moments of new sounds that are nearer than the bound
 
-def copy_bound(new, copies) -> float:  # distances (n,), (m,) -> nats
+def copy_bound(
+    new,      # distances of new sounds (n,)
+    copies,   # and of copies (m,)
+) -> float:   # nats
     "How near a moment has to be to count as copied"
     return min(new.quantile(CHANCE).item(), copies.quantile(1 - CHANCE).item())
 
@@ -370,7 +379,9 @@ def copied_share(
     return (generated.values < bound).float().mean().item(), torch.stack(shares).quantile(1 - confidence).item()
 
 # %% ../nbs/11_evaluate.ipynb #8e6f3e7b
-def longest_run(flags) -> int:  # booleans -> how many True in a row
+def longest_run(
+    flags,    # booleans
+) -> int:     # how many True in a row
     "The longest unbroken stretch"
     longest = run = 0
     for flag in flags:
@@ -779,7 +790,7 @@ def _compare(loaded, unseen, clips, training_mels, seed):
 
 # %% ../nbs/11_evaluate.ipynb #211ba62a
 def _made_of(loaded) -> list:
-    about, files, cfg = loaded.metadata, loaded.metadata.get('files', {}), loaded.vqvae_config
+    about, files, cfg = loaded.metadata, files_of(loaded.metadata), loaded.vqvae_config
     train, valid, seconds = files.get('train', ()), files.get('valid', ()), about.get('seconds')
     sound = f'{seconds / 60:.1f} minutes of sound' if seconds else 'an unknown amount of sound'
     names, more = ', '.join(f'`{name}`' for name in train[:12]), len(train) - 12

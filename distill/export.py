@@ -99,7 +99,7 @@ def _id3(tags): # {name: text} -> bytes, to go before an mp3
     return b'ID3\x03\x00\x00' + size + frames if frames else b''
 
 def encode_sound(
-    wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; what goes beyond is clipped
+    wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; in 16 and 24 bits, what goes beyond is clipped
     suffix:str='.wav',           # the format: '.wav', '.flac', '.aiff', '.ogg', '.mp3'
     sample_rate:int=SAMPLE_RATE, # samples per second
     bit_depth:int=16,            # 16 or 24; 32 (float) in wav and aiff alone; of no meaning in ogg and mp3
@@ -125,7 +125,7 @@ def encode_sound(
 # %% ../nbs/00a_export.ipynb #023a6f96
 def save_audio(
     path:str|Path,               # its ending chooses the format: .wav, .flac, .aiff, .ogg, .mp3
-    wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; what goes beyond is clipped
+    wav:torch.Tensor,            # mono (t,) or several channels (c, t), −1…1; in 16 and 24 bits, what goes beyond is clipped
     sample_rate:int=SAMPLE_RATE, # samples per second of `wav`
     bit_depth:int=16,            # 16 or 24; 32 (float) in wav and aiff alone; of no meaning in ogg and mp3
     tags:dict|None=None,         # any of `TAGS`
@@ -153,7 +153,7 @@ def loudness(
 ) -> float: # LUFS; −inf for silence
     "Integrated loudness after ITU-R BS.1770-4; every channel counts the same"
     from torchaudio.functional import lfilter
-    x, block = torch.atleast_2d(torch.as_tensor(wav).detach().double().cpu()), round(0.4*sample_rate)
+    x, block = torch.atleast_2d(torch.as_tensor(wav).detach().cpu().double()), round(0.4*sample_rate)
     if x.shape[-1] < block: x = torch.nn.functional.pad(x, (0, block - x.shape[-1]))
     b, a = map(x.new_tensor, _k_weighting(sample_rate))
     x = lfilter(x, a, b, clamp=False)
@@ -169,7 +169,7 @@ def true_peak(
     sample_rate:int=SAMPLE_RATE, # samples per second
 ) -> float: # dBTP; −inf for silence
     "The highest point of the curve through the samples, after ITU-R BS.1770-4, annex 2"
-    x = np.atleast_2d(torch.as_tensor(wav).detach().double().cpu().numpy())
+    x = np.atleast_2d(torch.as_tensor(wav).detach().cpu().double().numpy())
     over = max(float(np.abs(soxr.resample(np.pad(c, 64), sample_rate, 4*sample_rate, quality='HQ')).max()) for c in x)
     peak = max(over, float(np.abs(x).max()))
     return 20*math.log10(peak) if peak > 0 else -math.inf
@@ -209,7 +209,7 @@ def decorrelate(
     sample_rate:int=SAMPLE_RATE, # samples per second
 ) -> torch.Tensor: # (t,)
     "A sound with the same spectrum that has little to do with the first"
-    y = torch.as_tensor(wav).detach().double().cpu().numpy()
+    y = torch.as_tensor(wav).detach().cpu().double().numpy()
     for ms in _DELAYS_MS: y = _all_pass(y, max(1, round(sample_rate*ms/1000)), _FEEDBACK)
     return torch.from_numpy(y).float()
 
@@ -232,7 +232,7 @@ def mono_sum_loss(
     wav:torch.Tensor, # (c, t)
 ) -> float: # dB; 0 for identical channels, 3 for unrelated ones, inf where they cancel
     "How much quieter the mean of the channels is than a channel"
-    x = torch.as_tensor(wav).double()
+    x = torch.as_tensor(wav).detach().cpu().double()
     channels, mono = float(x.square().mean()), float(x.mean(0).square().mean())
     return 10*math.log10(channels/mono) if mono > 0 else math.inf if channels > 0 else 0.0
 
@@ -367,6 +367,7 @@ def export_sound(
     if cfg.lufs is not None or cfg.width:
         wav, gain, short = set_level(wav, rate, cfg.lufs, cfg.ceiling_db)
         if short > 0.5: notes.append(Note(f'{short:.1f} dB below {cfg.lufs:g} LUFS: its peaks would exceed {cfg.ceiling_db:g} dBTP', 'held-back'))
+    if FORMATS.get(Path(path).suffix.lower(), {}).get(cfg.bit_depth) in _INTEGERS.values(): wav = wav.clamp(-1, 1)  # checked as it is written
     with ThreadPoolExecutor(1) as beside:        # both take a while, and neither needs the other
         measured = beside.submit(loudness, wav, rate)
         path = save_audio(path, wav, rate, cfg.bit_depth, dict(cfg.tags, comment=cfg.comment or comment), cfg.dither)

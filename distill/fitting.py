@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from .base import BaseModel, base_width, fitting_base, fits_prior, start_from_base, start_prior
 from .dataset import DatasetConfig, MelCollection, diagnose, load_collection
-from .model import LoadedVQModel, ModelFileError, config_from_dict
+from .model import LoadedVQModel, ModelFileError, config_from_dict, files_of
 from .prior import MEASURING_SHARE, PriorConfig, prior_config_for, prior_training_config, train_prior, unflatten_codes
 from .sampling import USUAL_SAMPLING
 from .spectrogram import AudioSpectrogram
@@ -102,8 +102,12 @@ def set_exam(
     mels = excerpt(collection.valid, int(min(12_000, max(16, seconds / each))))
     return Exam(mels, each * sum(mel.shape[-1] for mel in mels))
 
-def take_exam(model: ConvVQVAE, exam: Exam, until: float = math.inf) -> float:  # nats
-    "Mean log-mel error, by codes found by listening; files that the clock (`time.perf_counter`) leaves no time for are left out"
+def take_exam(
+    model: ConvVQVAE,
+    exam: Exam,
+    until: float = math.inf,  # of `time.perf_counter`; files that it leaves no time for are left out
+) -> float:                   # nats
+    "Mean log-mel error, by codes found by listening"
     total, frames = 0.0, 0
     for mel in sorted(exam.mels, key=lambda mel: mel.shape[-1]):
         total, frames = total + mel.shape[-1] * reconstruction_l1(model, [mel]), frames + mel.shape[-1]
@@ -144,7 +148,7 @@ def fit_codes(
     metadata = _describe_fit(collection, model, result, l1)
     tell(on_event, device, 'scores', 'stage 1', result, scores=metadata['scores'], warnings=metadata['warnings'])
     return LoadedVQModel(
-        model, None, collection.spectrogram.to(device), device, collection.spectrogram.cfg, settings.cfg, None,
+        model, None, AudioSpectrogram(collection.spectrogram.cfg).to(device), device, collection.spectrogram.cfg, settings.cfg, None,
         training_config=dict(seed=seed, dataset=asdict(collection.cfg), stage_1=asdict(settings.training),
                              base=settings.base and settings.base.about), metadata=metadata)
 
@@ -175,14 +179,16 @@ def collection_of(
     progress_callback=None,
 ) -> MelCollection:
     "A folder as this model saw it, its held-out files held out again; raises `ModelFileError` when it does not know them"
-    files, settings = loaded.metadata.get('files', {}), loaded.training_config.get('dataset')
+    files, settings = files_of(loaded.metadata), loaded.training_config.get('dataset')
     if not files.get('valid') or not settings:
         raise ModelFileError('this model does not say which files it was made from: make it with `distill train` or `fit`')
     return load_collection(folder, config_from_dict(DatasetConfig, settings), AudioSpectrogram(loaded.spectrogram_config),
                            files['valid'], progress_callback)
 
 # %% ../nbs/08b_fitting.ipynb #6510e28e
-def base_of(loaded: LoadedVQModel): # a `BaseModel`, or None
+def base_of(
+    loaded: LoadedVQModel,
+):                         # a `BaseModel`, or None
     "The base model that a model's stage 1 has started from, if it is the one of this installation"
     about = loaded.training_config.get('base')
     base = fitting_base(loaded.model.cfg) if about else None
@@ -201,7 +207,7 @@ def stage_2_settings(
     model: ConvVQVAE,            # stage 1
     collection: MelCollection,
     base: BaseModel,             # that stage 1 has started from, or None
-    prior: dict = None,          # fields of `PriorConfig` that differ from the adaptive ones
+    prior: dict = None,          # fields of `PriorConfig` that differ from the base prior's, or the adaptive ones
 ) -> StageTwo:
     "How the order of its codes will be learned"
     config = lambda **usual: prior_config_for(model, collection, **{**usual, **(prior or {})})
@@ -232,7 +238,7 @@ def fit_prior(
     epochs: int = None,           # or a number of passes over the training files
     seed: int = 0,
     training: TrainingConfig = prior_training_config(),
-    prior: dict = None,           # fields of `PriorConfig` that differ from the adaptive ones
+    prior: dict = None,           # fields of `PriorConfig` that differ from the base prior's, or the adaptive ones
     progress_callback=None,       # called with (fraction, text)
     should_stop=lambda: False,
     collection: MelCollection = None,  # the folder, if it is loaded already
@@ -268,7 +274,7 @@ def fit_model(
     device=None,              # "cuda", "mps", "cpu"; by default the best there is
     dataset: DatasetConfig = DatasetConfig(),
     vqvae: dict = None,       # fields of `VQVAEConfig` that differ from the adaptive ones
-    prior: dict = None,       # fields of `PriorConfig` that differ from the adaptive ones
+    prior: dict = None,       # fields of `PriorConfig` that differ from the base prior's, or the adaptive ones
     from_scratch: bool = False,  # leave the base model out
     progress_callback=None,   # called with (fraction, text)
     should_stop=lambda: False,  # asked at every step; True ends the fit and keeps what was learned

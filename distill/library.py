@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .model import ModelFileError, read_model_info
+from .audio import fold_name
+from .model import ModelFileError, files_of, read_model_info
 from .sampling import data_folder
 
 # %% ../nbs/08c_library.ipynb #376dcf5d
@@ -22,7 +23,7 @@ class LibraryError(ValueError):
 @dataclass(frozen=True)
 class Entry:
     "A model in the library"
-    name: str                # unique among the models of a library; upper and lower case are the same
+    name: str                # unique among the models of a library; upper and lower case are the same, and so are the forms of an accent
     path: Path               # the file
     source: str = ''         # what the model calls itself: usually the folder that it was made from
     created: str = ''        # when the model was made, ISO 8601
@@ -50,19 +51,17 @@ def _read_entry(path, name, added):
     "What a model file says about itself; raises `ModelFileError`"
     info, stat = read_model_info(path), path.stat()
     about, prior = info['metadata'], info['prior_config']
-    files = about.get('files') or {}
+    files, scores = files_of(about), about.get('scores')
     number = lambda key: float(x) if isinstance(x := about.get(key), (int, float)) else 0.0
     return Entry(name, path, str(about.get('name', '')), str(about.get('created', '')), added, sum(len(files.get(o, ())) for o in ('train', 'valid')),
                  number('seconds'), number('minutes'), info['bytes'], str(about.get('weights_sha256', ''))[:16],
-                 tuple((prior or {}).get('labels', ())), prior is not None, dict(about.get('scores') or {}), stat.st_mtime)
+                 tuple((prior or {}).get('labels', ())), prior is not None, scores if isinstance(scores, dict) else {}, stat.st_mtime)
 
 def _tidy(name): # a name as it is kept, or an error
     tidy = ' '.join(str(name).split())
     if not tidy or len(tidy) > 100 or not tidy.isprintable() or any(c in tidy for c in '/\\'):
         raise LibraryError(f'{name!r} is no name for a model: use 1 to 100 characters, without / and \\')
     return tidy
-
-def _fold(name): return ' '.join(name.split()).casefold()
 
 # %% ../nbs/08c_library.ipynb #26531011
 _VERSION = 1 # of the table, `user_version` in the file
@@ -98,23 +97,29 @@ def _opened(path, seconds=30):
 # %% ../nbs/08c_library.ipynb #c46acd5e
 def _as_row(entry):
     about = {k: v for k, v in asdict(entry).items() if k not in ('name', 'path', 'added')}
-    return _fold(entry.name), entry.name, str(entry.path), entry.added, json.dumps(about)
+    return fold_name(entry.name), entry.name, str(entry.path), entry.added, json.dumps(about)
 
 def _as_entry(row):
     about = json.loads(row[4])
     return Entry(row[1], Path(row[2]), added=row[3], **dict(about, labels=tuple(about['labels'])))
 
-def _put(db, entry, before=None): # in place of the row of that path, if there is one
+def _put(db, entry, before=None): # in place of the row of that path, if there is one -> the entry
     if before: db.execute('delete from models where path = ?', (str(before.path),))
+    entry = replace(entry, name=_free_name(db, entry.name)) # taken only in a library that once told apart what is one name now
     db.execute('insert into models values (?, ?, ?, ?, ?)', _as_row(entry))
+    return entry
 
-def _row(db, column, value): # an `Entry`, or None
-    row = db.execute(f'select * from models where {column} = ?', (value,)).fetchone()
+def _at(db, path): # an `Entry`, or None
+    row = db.execute('select * from models where path = ?', (str(path),)).fetchone()
     return row and _as_entry(row)
+
+def _named(db, name): # an `Entry`, or None; `folded` may be of a time when names were folded in another way
+    rows = db.execute('select * from models').fetchall()
+    return next((_as_entry(row) for row in rows if fold_name(row[1]) == fold_name(name)), None)
 
 def _free_name(db, wanted): # the name itself, or with a number after it
     name, n = wanted, 1
-    while _row(db, 'folded', _fold(name)): name, n = f'{wanted[:94]} {n + 1}', n + 1
+    while _named(db, name): name, n = f'{wanted[:94]} {n + 1}', n + 1
     return name
 
 # %% ../nbs/08c_library.ipynb #c7efe4a9
@@ -134,15 +139,13 @@ class _Listing:
         path = Path(os.path.abspath(Path(path).expanduser()))
         read = _read_entry(path, '', datetime.now(timezone.utc).isoformat(timespec='seconds'))
         with _opened(self.path) as db:
-            before = _row(db, 'path', str(path))
+            before = _at(db, path)
             wanted = _tidy(name) if name is not None else before.name if before else _own_name(path)
-            taken = _row(db, 'folded', _fold(wanted))
+            taken = _named(db, wanted)
             if taken and taken.path != path:
                 if name is not None: raise LibraryError(f'{wanted!r} is the name of {taken.path}: choose another, or rename that one')
                 wanted = _free_name(db, wanted)
-            entry = replace(read, name=wanted, added=before.added if before else read.added)
-            _put(db, entry, before)
-        return entry
+            return _put(db, replace(read, name=wanted, added=before.added if before else read.added), before)
 
     def list(self) -> list: # of `Entry`, the newest first
         "All models, those whose file is gone among them"
@@ -161,13 +164,12 @@ def _refreshed(db, entry): # read again if the file has changed
         if (stat.st_mtime, stat.st_size) == (entry.modified, entry.bytes): return entry
         new = _read_entry(entry.path, entry.name, entry.added)
     except (OSError, ModelFileError): return entry # gone, or something else by now: what was known stays
-    _put(db, new, entry)
-    return new
+    return _put(db, new, entry)
 
 # %% ../nbs/08c_library.ipynb #f1d930ee
 def _near(name, names): # those that are like it
-    close = difflib.get_close_matches(_fold(name), [_fold(o) for o in names], n=3, cutoff=0.5)
-    return [o for o in names if _fold(o) in close or _fold(name) in _fold(o)][:5]
+    close = difflib.get_close_matches(fold_name(name), [fold_name(o) for o in names], n=3, cutoff=0.5)
+    return [o for o in names if fold_name(o) in close or fold_name(name) in fold_name(o)][:5]
 
 class _Finding:
     def get(
@@ -176,7 +178,7 @@ class _Finding:
     ) -> Entry:
         "The model of this name; raises `LibraryError` with the names that are like it"
         with _opened(self.path) as db:
-            if entry := _row(db, 'folded', _fold(str(name))): return _refreshed(db, entry)
+            if entry := _named(db, str(name)): return _refreshed(db, entry)
             names = [row[0] for row in db.execute('select name from models order by name')]
         near = _near(str(name), names)
         hint = (f'did you mean {" or ".join(map(repr, near))}?' if near
@@ -188,8 +190,8 @@ class _Finding:
         words,  # each has to be in the name, the source, a label or the path
     ) -> list:  # of `Entry`, the newest first
         "The models that some words fit"
-        has = lambda e: ' '.join([e.name, e.source, *e.labels, str(e.path)]).casefold()
-        return [e for e in self.list() if all(w in has(e) for w in words.casefold().split())]
+        has = lambda e: fold_name(' '.join([e.name, e.source, *e.labels, str(e.path)]))
+        return [e for e in self.list() if all(w in has(e) for w in fold_name(words).split())]
 
 # %% ../nbs/08c_library.ipynb #d164a818
 class _Changing:
@@ -201,11 +203,9 @@ class _Changing:
         "Call a model something else; the file keeps its name. Raises `LibraryError`"
         entry, new = self.get(name), _tidy(new)
         with _opened(self.path) as db:
-            taken = _row(db, 'folded', _fold(new))
+            taken = _named(db, new)
             if taken and taken.path != entry.path: raise LibraryError(f'{new!r} is the name of {taken.path}: choose another')
-            entry = replace(entry, name=new)
-            _put(db, entry, entry)
-        return entry
+            return _put(db, replace(entry, name=new), entry)
 
     def remove(
         self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MODEL_TYPE', 'ModelFileError', 'config_from_dict', 'model_fingerprint', 'LoadedVQModel',
-           'save_model', 'read_model_info', 'load_model']
+           'files_of', 'save_model', 'read_model_info', 'load_model']
 
 # %% ../nbs/08_model.ipynb #8a8651b5
 import hashlib, json, math, struct
@@ -101,6 +101,14 @@ class LoadedVQModel:
         "Write it to a `.distill` file"
         return save_model(path, self.model, self.prior, self.spectrogram_config, self.vqvae_config,
                           self.prior_config, self.training_config, self.metadata)
+
+# %% ../nbs/08_model.ipynb #2a6ba400
+def files_of(
+    metadata: dict,  # of a model
+) -> dict:           # lists of names in the folder: `train`, `valid`; and `train_digests`; each only if it is known
+    "The files that a model was made of"
+    files = metadata.get('files')
+    return {kind: names for kind, names in files.items() if isinstance(names, list)} if isinstance(files, dict) else {}
 
 # %% ../nbs/08_model.ipynb #29232dc6
 def save_model(

@@ -21,13 +21,13 @@ import math
 import random
 import time
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .dataset import MelCollection, MelWindows, change_mel, random_change
+from .dataset import Drawn, MelCollection, MelWindows, change_mel, random_change
 from .training import (Budget, Checkpoints, Objective, TrainingConfig, excerpt, fewest, own_share,
                               part_of_progress, pick_device, together, train)
 from .vqvae import STRIDE, ConvVQVAE
@@ -303,8 +303,7 @@ class CodePrior(nn.Module):
         self.cfg, self.max_length = cfg, cfg.max_length
         self.embedding, self.dropout = PlaceEmbedding(cfg), nn.Dropout(cfg.dropout)
         self.blocks, self.norm = nn.ModuleList([Block(cfg) for _ in range(cfg.n_layers)]), nn.LayerNorm(cfg.d_model)
-        self.levels, self.end = LevelHead(cfg), nn.Linear(cfg.d_model, 1)
-        self.bridge, self.guess = Bridge(cfg), Guess(cfg)
+        self.levels, self.end, self.bridge, self.guess = LevelHead(cfg), nn.Linear(cfg.d_model, 1), Bridge(cfg), Guess(cfg)
         nn.init.constant_(self.end.bias, -3.0)                                  # most columns are not the last one
         self.register_buffer('vectors', torch.zeros(cfg.n_quantizers, cfg.codebook_size, cfg.code_dim))
         self.register_buffer('seen', torch.zeros(cfg.n_bands, cfg.n_quantizers, cfg.codebook_size, dtype=torch.int32))
@@ -314,12 +313,11 @@ class CodePrior(nn.Module):
         "Tell the prior what its codes stand for; the vectors are scaled to a variance of 1"
         self.vectors.copy_(codebooks / codebooks.std().clamp(min=1e-8))
 
-    def sums(self, codes, known=None):  # codes of places (b, p, q); which of them count (b, p, q) -> (b, p, c)
-        "The vectors that the places stand for"
-        part = lambda level: self.vectors[level][codes[..., level]] * (1 if known is None else known[..., level, None])
-        return sum(part(level) for level in range(self.cfg.n_quantizers))
-
-    def read(self, codes, onsets=None, labels=None):  # codes (b, p, q); per column (b, w) -> (b, p, d)
+    def read(
+        self, codes,      # of places (b, p, q)
+        onsets=None,      # does a sound begin with the column (b, w); by default with the first one
+        labels=None,      # its class (b, w)
+    ):                    # (b, p, d)
         "The state of every place, from all places before it"
         x = self.dropout(self.embed(codes, onsets, labels))
         for block in self.blocks: x = block(x)
@@ -329,7 +327,12 @@ class CodePrior(nn.Module):
         "Seen from the last place of each column"
         return self.end(states[:, self.cfg.n_bands - 1::self.cfg.n_bands])[..., 0]
 
-    def forward(self, codes, onsets=None, labels=None, known=None):  # (b, t); per column: is it an onset (b, w), its class (b, w); given codes (b, t) -> (b, t, k)
+    def forward(
+        self, codes,      # in time order (b, t)
+        onsets=None,      # does a sound begin with the column (b, w); by default with the first one
+        labels=None,      # its class (b, w)
+        known=None,       # which codes are given, those after a place as well (b, t)
+    ):                    # logits (b, t, k)
         "The logits of every code given the ones before it, and those that are known: where a code is known itself, they mean nothing"
         n, q = codes.shape[1], self.cfg.n_quantizers
         if not 0 < n <= self.max_length: raise ValueError(f'{n} codes: expected 1 to {self.max_length}, the context')
@@ -338,6 +341,11 @@ class CodePrior(nn.Module):
         return self.answer(self.read(codes, onsets, labels), codes, known).flatten(1, 2)[:, :n]
 
 # %% ../nbs/06_prior.ipynb #0c296388
+def _sums(self: CodePrior, codes, known=None):  # codes of places (b, p, q); which of them count (b, p, q) -> (b, p, c)
+    "The vectors that the places stand for"
+    part = lambda level: self.vectors[level][codes[..., level]] * (1 if known is None else known[..., level, None])
+    return sum(part(level) for level in range(self.cfg.n_quantizers))
+
 def _embed_places(self: CodePrior, codes, onsets=None, labels=None):  # as for `read` -> (b, p, d)
     "What the transformer is given for every place"
     b, p, bands = len(codes), codes.shape[1], self.cfg.n_bands
@@ -346,7 +354,7 @@ def _embed_places(self: CodePrior, codes, onsets=None, labels=None):  # as for `
     onsets, labels = (x.repeat_interleave(bands, 1)[:, :p] for x in (onsets.to(self.vectors.dtype), labels))
     return self.embedding(codes, grid_context(self.sums(codes), bands), onsets, labels)
 
-CodePrior.embed = _embed_places
+CodePrior.sums, CodePrior.embed = _sums, _embed_places
 
 # %% ../nbs/06_prior.ipynb #f666f91c
 def _count(self: CodePrior, sounds):  # `CodeExcerpt`s -> the prior itself
@@ -396,7 +404,7 @@ def _inverse_deviation(x):  # of rows whose mean is 0 (b, d) -> (b, 1)
     return (1 / np.sqrt(np.einsum('bd,bd->b', x, x) / x.shape[1] + 1e-5))[:, None]
 
 # %% ../nbs/06_prior.ipynb #28788d5b
-def _exact(x): return x.detach().double().cpu().numpy()
+def _exact(x): return x.detach().cpu().double().numpy()     # in this order: MPS knows no float64
 
 def _centred(x): return x - x.mean(-1, keepdims=True)
 
@@ -526,16 +534,11 @@ class Context:
         self.cfg, self.batch_size, self.asked = cfg, batch_size, False
         self.labels = np.zeros(batch_size, np.int64) if labels is None else np.asarray(labels.cpu())
         self.onset = np.ones(batch_size, bool)                                   # the column at hand begins a sound
-        self.next_onset = np.zeros(batch_size, bool)                             # so does the one after it
         self.back = 2 * cfg.n_bands - np.array(neighbours(cfg.n_bands))
         self.grid = np.zeros((batch_size, 2 * cfg.n_bands + places, cfg.code_dim), np.float32)
         self.codes = np.zeros((batch_size, cfg.max_length), np.int64)
         self.length = 0                                                          # codes fed so far
         self.state = self.known = self.raised = None                             # (b, d) of the place at hand; with its codes so far (b, d); behind `up` (b, 2·d)
-
-    def begin(self, onsets):  # (b,) bool
-        "Say which rows begin a new sound with the column that comes next"
-        self.next_onset = np.asarray(onsets.cpu(), bool)
 
 # %% ../nbs/06_prior.ipynb #756d2aa4
 def _attend(pairs, place, qkv):  # keys and values so far (2, b, heads, p, d / heads); (b, 3, heads, d / heads) -> (b, d)
@@ -551,7 +554,7 @@ def _embed(context, place):  # (b, d)
     "What the transformer is told at this place"
     cfg, w, b = context.cfg, context.weights, context.batch_size
     if place % cfg.n_bands == 0:
-        if place: context.onset, context.next_onset = context.next_onset, np.zeros(b, bool)
+        if place: context.onset = np.zeros(b, bool)
         context.asked_for = w.label[context.labels] + context.onset[:, None] * w.onset
     x = context.asked_for + w.place[place]
     if place == 0: return x + w.start
@@ -789,7 +792,11 @@ def pack_excerpts(
     codes = F.pad(codes, (0, 0, 0, columns - len(codes))).flatten()[None]
     return CodeBatch(codes, *map(fill, (onsets, ends, labels, torch.ones(n, dtype=torch.bool))), torch.zeros_like(codes, dtype=torch.bool))
 
-def stack_rows(rows): return CodeBatch(*map(torch.cat, zip(*rows)))
+def stack_rows(
+    rows: list,       # `CodeBatch`es of as many columns
+) -> CodeBatch:
+    "All of their rows"
+    return CodeBatch(*map(torch.cat, zip(*rows)))
 
 # %% ../nbs/06_prior.ipynb #101a2606
 def random_gap(
@@ -813,7 +820,7 @@ def random_gap(
     return gap if gap.any() else ~gap
 
 # %% ../nbs/06_prior.ipynb #266032ce
-class PackedExcerpts:
+class PackedExcerpts(Drawn):
     "An endless supply of training batches"
     def __init__(
         self,
@@ -836,21 +843,10 @@ class PackedExcerpts:
         row = pack_excerpts(row, columns)
         return row._replace(known=row.counted() & ~random_gap(self.cfg, self.rng).flatten()) if gap else row
 
-    def __iter__(self): return self
     def __next__(self) -> CodeBatch:
         gaps = max(1, round(self.cfg.gap_share * self.batch_size)) if self.cfg.gap_share and self.batch_size > 1 else 0
         spread = lambda i: i * gaps // self.batch_size                 # evenly, for several processes share a batch
         return stack_rows([self.row(spread(i + 1) > spread(i)) for i in range(self.batch_size)])
-
-    def state_dict(self) -> dict:  # lists and numbers: ready for JSON
-        "Where it stands: the next batches depend on nothing else"
-        version, numbers, gauss = self.rng.getstate()
-        return {'rng': [version, list(numbers), gauss]}
-
-    def load_state_dict(self, state: dict):
-        "Go on from there"
-        version, numbers, gauss = state['rng']
-        self.rng.setstate((version, tuple(numbers), gauss))
 
 # %% ../nbs/06_prior.ipynb #ece6230b
 def file_sequences(
@@ -969,7 +965,9 @@ def measure_bits(
     return CodeBits(*(mean(c, slice(None)) for c in costs), by_level, alone, gap_bits(prior, test))
 
 # %% ../nbs/06_prior.ipynb #f58f8ace
-def mean_of_all(losses):  # of what counts in this process's rows (n,)
+def mean_of_all(
+    losses,    # of what counts in this process's rows (n,)
+):             # ()
     "Their mean over all processes, as this one's part of a mean over processes"
     n = together(torch.tensor([len(losses), 1]))                # how many there are in all; processes
     return losses.sum() * n[1] / n[0].clamp(min=1)
@@ -991,7 +989,7 @@ class NextCode(Objective):
     def __init__(self, prior: CodePrior, held_out: list, shown=lambda prior: {}):
         super().__init__()
         self.prior, self.exam, self.shown = prior, examination(held_out, prior.cfg.max_columns), shown
-        self.parts = max(1, prior.cfg.d_model * prior.cfg.n_quantizers // 1024)    # 4 for the widest prior
+        self.parts = max(1, prior.cfg.d_model * prior.cfg.n_quantizers // 1024)    # 4 for 512 numbers and eight levels
 
     def forward(self, batch: CodeBatch):
         prior, split = self.prior, lambda x: x.unflatten(1, (-1, self.prior.cfg.n_quantizers))
@@ -1064,6 +1062,8 @@ def _fresh(cfg, model, start, device):  # a prior that knows what its codes stan
     prior.set_vectors(model.quantizer.codebooks.detach())
     return prior
 
+def _uncut(collection): return replace(collection, cfg=replace(collection.cfg, crops='random'))  # where fixed cuts end, padded, no sound ends
+
 def _seconds(score, most):  # what `measure_bits` will take, about; it scores twice
     began = time.perf_counter()
     score()
@@ -1097,7 +1097,7 @@ def train_prior(
     model.to(device).eval()
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
-        train_set = extract_code_sequences(model, MelWindows(collection, 1, cfg.seed + 1), prior_cfg.max_columns, n_windows, labels,
+        train_set = extract_code_sequences(model, MelWindows(_uncut(collection), 1, cfg.seed + 1), prior_cfg.max_columns, n_windows, labels,
                                            part_of_progress(progress_callback, 0, ENCODING_SHARE), enough)
         train_set = train_set[:fewest(len(train_set), device)]                   # the clock stops processes at different places
         held_out, learned = part(collection.split.valid, 12_000), part(collection.split.train, 60_000)

@@ -10,7 +10,7 @@ __all__ = ['PER_LEVEL', 'USUAL_SAMPLING', 'PRESETS', 'FILTERS', 'TOLERANCE', 'as
            'RowNoise', 'edge_mass', 'is_close_call', 'next_codes', 'Sampler', 'Stopped', 'sample_code_sequence']
 
 # %% ../nbs/07_sampling.ipynb #45cf7338
-import json, operator, os, re, secrets, sys, unicodedata
+import json, operator, os, re, secrets, unicodedata
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio import explain_write_error, write_atomically
+from .audio import explain_write_error, fold_name, user_folder, write_atomically
 
 # %% ../nbs/07_sampling.ipynb #9f38411f
 def as_array(
@@ -260,30 +260,23 @@ PRESETS = {'default': SamplingConfig.default, 'greedy': SamplingConfig.greedy, '
 
 def data_folder() -> Path: # it need not exist yet
     "Where presets and the library of this user are kept: `$DISTILL_HOME`, or the place that is usual on this system"
-    if home := os.environ.get('DISTILL_HOME'): return Path(home).expanduser()
-    if sys.platform == 'win32': base = Path(os.environ.get('LOCALAPPDATA') or Path.home()/'AppData'/'Local')
-    elif sys.platform == 'darwin': base = Path.home()/'Library'/'Application Support'
-    else:
-        base = Path(os.environ.get('XDG_DATA_HOME', ''))
-        if not base.is_absolute(): base = Path.home()/'.local'/'share' # as the XDG standard asks
-    return base/'distill'
+    home = os.environ.get('DISTILL_HOME')
+    return Path(home).expanduser() if home else user_folder('data')
 
 # %% ../nbs/07_sampling.ipynb #38b24d44
 _RESERVED = {'con', 'prn', 'aux', 'nul', *(f'{port}{i}' for port in ('com', 'lpt') for i in range(10))}  # on Windows
 
-def _fold(name): return unicodedata.normalize('NFC', name).casefold()
-
 def _user_presets():
     "The files of the user's presets by folded name"
     files = sorted((data_folder()/'presets').glob('*.json'))
-    return {_fold(o.stem): o for o in files if _fold(o.stem) not in PRESETS and o.stem[0] != '.'}
+    return {fold_name(o.stem): o for o in files if fold_name(o.stem) not in PRESETS and o.stem[0] != '.'}
 
 def _own_name(name):
     "A name that a user's preset may have, or a ValueError"
-    if not isinstance(name, str) or not re.fullmatch(r'\w([\w -]{0,58}\w)?', name) or _fold(name) in _RESERVED:
+    if not isinstance(name, str) or not re.fullmatch(r'\w([\w -]{0,58}\w)?', name) or fold_name(name) in _RESERVED:
         raise ValueError(f'a preset cannot be called {name!r}: use up to 60 letters, digits, spaces, - and _, '
                          'with a letter or digit at both ends')
-    if _fold(name) in PRESETS:
+    if fold_name(name) in PRESETS:
         raise ValueError(f'the preset {name!r} is built in and stays as it is: choose another name for yours')
     return unicodedata.normalize('NFC', name)
 
@@ -296,8 +289,9 @@ def preset(
     name: str, # one of `list_presets()`
 ) -> SamplingConfig:
     "The settings that go by this name"
-    if name in PRESETS: return PRESETS[name]()
-    path = _user_presets().get(_fold(str(name)))
+    name = str(name)
+    if (known := fold_name(name)) in PRESETS: return PRESETS[known]()
+    path = _user_presets().get(known)
     if path is None: raise ValueError(f'there is no preset {name!r}; choose one of {", ".join(list_presets())}')
     try: return SamplingConfig.from_dict(json.loads(path.read_text(encoding='utf-8')))
     except (OSError, ValueError) as e:
@@ -311,7 +305,7 @@ def save_preset(
     "Keep settings under a name; raises `ValueError`, or `OSError` where the folder cannot be written"
     name = _own_name(name)
     if not isinstance(cfg, SamplingConfig): raise ValueError(f'a preset keeps a SamplingConfig, not {cfg!r}')
-    path = _user_presets().get(_fold(name), data_folder()/'presets'/f'{name}.json')
+    path = _user_presets().get(fold_name(name), data_folder()/'presets'/f'{name}.json')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_atomically(path, json.dumps(cfg.to_dict(), indent=1).encode())
@@ -322,7 +316,7 @@ def delete_preset(
     name: str, # a preset that was saved
 ):
     "Forget a preset of the user's"
-    path = _user_presets().get(_fold(_own_name(name)))
+    path = _user_presets().get(fold_name(_own_name(name)))
     if path is None: raise ValueError(f'there is no preset {name!r} of yours; there are {", ".join(list_presets())}')
     path.unlink()
 
@@ -603,8 +597,8 @@ def _sample_rows(prior, seq_len, cfg, seeds, watch):
     cache, tokens = prior.new_cache(b), None
     codes = np.zeros((b, seq_len), np.int64)
     def alone(row): # the prior reads the codes of one row from the start; it says nothing about those after t
-        read = torch.from_numpy(codes[row:row + 1, :t + 1]).to(logits.device)
-        return prior(read)[0, t]
+        read = torch.from_numpy(codes[row:row + 1, :t + 1])
+        return prior(read.to(next(prior.parameters(), read).device))[0, t]  # steps answer on the CPU, it may be elsewhere
     for t in range(seq_len):
         if t % column == 0: watch(b * t)
         logits = prior.step(tokens, cache)  # (b, k)

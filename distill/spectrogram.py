@@ -299,14 +299,12 @@ class WaveformStream:
         window = spectrogram.mel.spectrogram.window
         device = torch.device(device or window.device)
         device = 'cpu' if device.type == 'mps' else device              # Apple's MPS lacks some of the operations
-        self.cfg, self.lookahead = spectrogram.cfg, lookahead
-        self.frames = _OpenFrames(spectrogram.cfg, window.to(device))
+        self.cfg, self.lookahead, self.frames = spectrogram.cfg, lookahead, _OpenFrames(spectrogram.cfg, window.to(device))
         self.given = 0         # samples that went out
 
     def push(self, mel):       # natural-log mel (m, f) -> waveform (t,), maybe empty
         "Take more of the spectrogram, give the samples that are now final"
-        if mel.ndim != 2 or len(mel) != self.cfg.n_mels:
-            raise ValueError(f'a mel of shape {tuple(mel.shape)}: expected ({self.cfg.n_mels}, frames)')
+        if mel.ndim != 2 or len(mel) != self.cfg.n_mels: raise ValueError(f'a mel of shape {tuple(mel.shape)}: expected ({self.cfg.n_mels}, frames)')
         return torch.cat([self._advance(piece) for piece in mel.to(self.frames.window.device).split(self.block, -1)])
 
     def _advance(self, mel):
@@ -318,14 +316,17 @@ class WaveformStream:
         self.given += len(wav)
         return wav
 
-    def finish(self, n_samples=None, mel=None):   # length of the whole; the last piece, unless it was pushed -> waveform (t,)
+    def finish(
+        self,
+        n_samples=None,    # length of the whole
+        mel=None,          # the last piece (m, f), unless it was pushed
+    ):                     # waveform (t,)
         "The rest, up to exactly `n_samples` since the beginning, by default (f − 1) · hop"
         frames = self.frames
-        if mel is not None: frames.add(mel)
+        if mel is not None: frames.add(mel.to(frames.window.device))
         most = frames.seen * self.cfg.hop_length
         n = max(1, most - self.cfg.hop_length) if n_samples is None else n_samples
-        if not max(1, self.given) <= n <= most:
-            raise ValueError(f'n_samples={n}: {frames.seen} frames hold 1 to {most}, and {self.given} are already given')
+        if not max(1, self.given) <= n <= most: raise ValueError(f'n_samples={n}: {frames.seen} frames hold 1 to {most}, and {self.given} are already given')
         wav = frames.refine(n if n >= most - self.cfg.hop_length else most)
         return wav[self.given - frames.position:n - frames.position]
 
@@ -433,7 +434,9 @@ def show_mel(
     return ax
 
 # %% ../nbs/02_spectrogram.ipynb #90f962e2
-def log_mel_l1(a, b):  # log-mels of one shape (…, m, f) -> a float, in nats
+def log_mel_l1(
+    a, b,  # log-mels of one shape (…, m, f)
+):         # a float, in nats
     "Mean absolute difference of two log-mel spectrograms, in nats."
     if a.shape != b.shape: raise ValueError(f'shapes differ: {tuple(a.shape)} and {tuple(b.shape)}')
     return (a - b).abs().mean().item()

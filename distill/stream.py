@@ -27,7 +27,7 @@ def end_odds(
     lengths,   # how many sounds have 1, 2, 3… columns, or the last of these and more: `CodePrior.lengths`, of all or of a class (n,)
 ):             # for ages of 1, 2, 3… columns (n,), float64; 1 where no length is known
     "By how much the age of a sound raises the odds that it ends"
-    counts, ages = lengths.double().cpu(), torch.arange(1, len(lengths) + 1).double()
+    counts, ages = lengths.cpu().double(), torch.arange(1, len(lengths) + 1).double()
     if not counts.any(): return np.ones(len(counts))
     known = counts[:-1].nonzero().flatten()
     far = (ages[:, None] / ages[known]).log() / SPREAD
@@ -152,7 +152,8 @@ def loop_surprise(
     ahead: int = 2,   # columns after the seam that are looked at
 ):                    # bits per code, for each possible first column (w − n + 1,)
     "How unexpected the first columns of each stretch are after its last ones"
-    before, ahead = min(prior.cfg.max_columns - ahead, n), min(ahead, n)
+    ahead = min(ahead, n, prior.cfg.max_columns - 1)
+    before = min(prior.cfg.max_columns - ahead, n)
     stretches = [codes[s:s + n] for s in range(len(codes) - n + 1)]
     rows = torch.stack([torch.cat([x[-before:], x[:ahead]]) for x in stretches]).flatten(1).to(prior.vectors.device)
     columns = torch.zeros(len(rows), before + ahead, dtype=torch.bool, device=rows.device)

@@ -128,7 +128,7 @@ class Objective(nn.Module):
     "What a stage of training minimises and how it is judged; `forward(batch)` returns the loss"
     name, unit = 'training', ''   # for people: what is going on, and what the score is measured in
     ready = True                  # False while scores do not count yet
-    parts = 1                     # in which a batch is learned, one after the other: less memory for the same step
+    parts = 1                     # in which a batch is learned, one after the other: less memory for about the same step
 
     def start_step(self, fraction: float): "Called before each step with the share of the budget that is spent"
     def score(self) -> float: "The figure on held-out files that decides, lower is better"
@@ -364,7 +364,11 @@ class BatchShare:
     def state_dict(self) -> dict: return self.batches.state_dict()
     def load_state_dict(self, state: dict): self.batches.load_state_dict(state)
 
-def own_share(batches, batch_size: int, device):  # batches
+def own_share(
+    batches,          # of all rows
+    batch_size: int,  # rows of one
+    device,
+):                    # batches
     "Those of this process; raises `ValueError` when there are more processes than rows"
     state = processes(pick_device(device))
     if state.num_processes > batch_size:
@@ -375,7 +379,9 @@ def fewest(n: int, device) -> int:
     "The least of the numbers that the processes have"
     return min(gather_object([n])) if processes(device).num_processes > 1 else n
 
-def together(x):  # the same tensor
+def together(
+    x,   # a tensor
+):       # the same one
     "Replace a tensor by its sum over all processes that train together"
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         total = x.to(PartialState().device)
@@ -528,9 +534,10 @@ def _go_back(run, trouble):
 # %% ../nbs/05_training.ipynb #f8196154
 _PLAIN = ('rate', 'rollbacks', 'drawn', 'next_look', 'best_at', 'best_step', 'fraction', 'over')
 
-def _save(run):
+def _save(run):  # was one written?
     "Write a checkpoint; a disk that is full is a warning, for what was learned is still in memory"
-    if run.checkpoints is None: return
+    if run.checkpoints is None: return False
+    written = True
     with run.timed('save'):
         place = run.batches.state_dict() if hasattr(run.batches, 'state_dict') else None
         everyone = gather_object([dict(random=_random_state(run.accelerator.device), place=place)])
@@ -541,9 +548,12 @@ def _save(run):
             plain={name: getattr(run, name) for name in _PLAIN}, watch=vars(run.watch), result=asdict(run.result),
             minutes=run.budget.minutes, seconds=run.budget.seconds, processes=everyone)
         try: path = run.main and run.checkpoints.save(run.result.steps, run.best_step, state)
-        except OSError as e: run.note(f'no checkpoint: {explain_write_error(e, run.checkpoints.folder)}')
+        except OSError as e:
+            written = False
+            run.note(f'no checkpoint: {explain_write_error(e, run.checkpoints.folder)}')
         else: run.tell('checkpoint', file=str(path))
     run.saved = run.budget.seconds
+    return broadcast_object_list([written])[0]
 
 # %% ../nbs/05_training.ipynb #4dd8f491
 def _resume(run):
@@ -628,8 +638,7 @@ def _start(run):
 def _look_and_save(run, loss, asked):
     "After a step: whatever is due"
     if asked and not run.look_due:
-        _save(run)
-        if not (run.checkpoints and run.best): _look(run, loss)      # out of turn; nothing is lost without it where one can go on
+        if not (_save(run) and run.best): _look(run, loss)           # out of turn; nothing is lost without it where one can go on
     else:
         if run.look_due: _look(run, loss)
         if run.save_due or asked or run.result.stopped: _save(run)
@@ -664,7 +673,10 @@ def pick_example(
     i = min(range(len(mels)), key=lambda i: abs(math.log(mels[i].shape[-1] / 94)))
     return dict(file=str(files[i]) if files else '', before=mels[i][:, :EXAMPLE_FRAMES])
 
-def redrawn(model: ConvVQVAE, mel):  # natural-log mel (m, f) -> (m, f)
+def redrawn(
+    model: ConvVQVAE,
+    mel,              # natural-log mel (m, f)
+):                    # (m, f)
     "What the model makes of a spectrogram while it is being trained, by its nearest codes"
     was_training = model.training
     try: return reconstruct_mel(model.eval(), mel, 0)

@@ -23,7 +23,9 @@ from .dataset import pick_tier
 # %% ../nbs/04_vqvae.ipynb #f720f0ff
 STRIDE = 16  # one column of the grid is 16 frames, one band 16 mel bins: four halvings
 
-def latent_shape(mel_shape) -> tuple[int, int]:  # (n_mels, frames) -> (bands, columns)
+def latent_shape(
+    mel_shape,         # (n_mels, frames)
+) -> tuple[int, int]:  # (bands, columns)
     "The grid of a spectrogram: both sides divided by 16, rounded up"
     return tuple(math.ceil(n / STRIDE) for n in mel_shape)
 
@@ -133,7 +135,10 @@ class LevelHealth(NamedTuple):
     movement: float     # how far half of the codes moved in one step, relative to their size, at its highest; new codes do not count
 
 # %% ../nbs/04_vqvae.ipynb #10ca00c7
-def count_codes(indices, codebook_size: int):  # codes (b, p, q) -> how often each occurs (q, k)
+def count_codes(
+    indices,             # codes (b, p, q)
+    codebook_size: int,
+):                       # how often each occurs (q, k)
     "A histogram of codes per level"
     return torch.stack([level.bincount(minlength=codebook_size) for level in indices.flatten(0, 1).mT.cpu()])
 

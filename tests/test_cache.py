@@ -217,6 +217,7 @@ def test_the_limit_is_kept_by_loading(cache, sounds, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('platform, env, place', [('linux', {}, '.cache/distill'), ('linux', {'XDG_CACHE_HOME': '{home}/x'}, 'x/distill'),
+                                                  ('linux', {'XDG_CACHE_HOME': 'relative'}, '.cache/distill'),
                                                   ('darwin', {}, 'Library/Caches/distill'),
                                                   ('win32', {'LOCALAPPDATA': '{home}/Local'}, 'Local/distill')])
 def test_where_it_is(tmp_path, monkeypatch, platform, env, place):

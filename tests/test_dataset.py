@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from distill.audio import AudioError, load_audio, scan_folder
 from distill.export import save_audio
 from distill.dataset import (DatasetConfig, MelWindows, change_mel, examine_folder, group_files, label_files, load_collection,
-                             mix_mels, near_duplicates, pick_tier, random_change, take_print)
+                             mix_mels, near_duplicates, pick_tier, random_change, split_files, take_print)
 from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
 from distill.synthesis import synthesise, write_collection
 from distill.vqvae import ConvVQVAE, get_adaptive_vqvae_config
@@ -153,6 +153,35 @@ def test_labels_of_a_folder(tmp_path):
     assert dict(zip(collection.names, collection.labels)) == {'d.wav': '', 'kick/a.wav': 'kick', 'kick/old/b.wav': 'kick', 'snare/c.wav': 'snare'}
     assert collection.label_names == ['kick', 'snare']
     assert load_collection(tmp_path/'kick').label_names == []
+
+
+def test_a_label_with_one_file_is_learned(tmp_path):
+    for i, name in enumerate(['bell/a.wav', *(f'kick/{i}.wav' for i in range(5))]):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        save_audio(tmp_path/name, synthesise('drums', seed=i, seconds=0.3))
+    for seed in range(6):
+        collection = load_collection(tmp_path, DatasetConfig(split_seed=seed))
+        assert collection.split.valid[0] > 0 and collection.label_names == ['bell', 'kick']
+    held_out = load_collection(tmp_path, valid_names=['bell/a.wav'])    # asked for: then it is not learned, and not offered
+    assert held_out.labels == collection.labels and held_out.label_names == ['kick']
+
+
+@given(st.lists(st.sampled_from('abcd '), min_size=2, max_size=30), st.integers(0, 99), st.floats(0.1, 0.6))
+@settings(**GRID)
+def test_labels_do_not_change_the_share(labels, seed, fraction):
+    labels = [o.strip() for o in labels]
+    plain, split = (split_files(len(labels), fraction, seed, labels=o) for o in (None, labels))
+    assert len(split.valid) == len(plain.valid) and sorted(split.train + split.valid) == [*range(len(labels))]
+    lost = lambda split: {*labels} - {labels[i] for i in split.train} - {''}
+    if not lost(plain): assert split == plain
+    named = [o for o in labels if o]
+    if len(labels) - len(set(named)) >= len(split.valid): assert not lost(split)    # there is enough else to hold out
+
+
+@pytest.mark.parametrize('read', [load_collection, examine_folder])
+def test_a_spectrogram_at_another_rate_is_refused(sounds, read):
+    with pytest.raises(ValueError, match='sample_rate=22050.*at 48000'):
+        read(sounds, spectrogram=AudioSpectrogram(SpectrogramConfig(sample_rate=22_050, n_mels=64)))
 
 
 # near-duplicates

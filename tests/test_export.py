@@ -173,6 +173,16 @@ def test_levels_of_short_sounds(seconds, level, target, channels):
     assert true_peak(got.wav) <= -0.99
 
 
+@pytest.mark.parametrize('name, bits, clipped', [('a.wav', 16, True), ('a.FLAC', 24, True), ('a.aiff', 16, True), ('a.wav', 32, False), ('a.ogg', 16, False)])
+def test_what_is_clipped_on_the_way_is_said(tmp_path, name, bits, clipped):
+    loud = 1.5*torch.sin(math.tau*440*torch.arange(RATE)/RATE)*torch.linspace(1, 0, RATE)
+    done = export_sound(tmp_path/name, loud, cfg=ExportConfig(bit_depth=bits))
+    assert ('clipped' in [n.kind for n in done.notes])==clipped
+    if bits==32: assert np.abs(sf.read(done.path)[0]).max()>1.4    # float keeps it
+    if clipped: assert done.lufs<loudness(loud)-0.1                # of what is in the file
+
+
+
 def test_silence_is_left_alone(tmp_path):
     done = export_sound(tmp_path/'x.wav', torch.zeros(RATE), cfg=ExportConfig(lufs=-14, width=0.5))
     assert done.gain_db==0 and done.lufs is None and [n.kind for n in done.notes]==['silent']

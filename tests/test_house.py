@@ -118,6 +118,11 @@ def no_encoding(source):
             and 'encoding' not in [k.arg for k in n.keywords]]
 
 
+def double_on_device(source):
+    "Float64 before the way to the CPU: Apple's MPS has none."
+    return re.findall(r'\.(?:double\(\)|to\(torch\.float64\))[\w.()]*\.cpu\(\)', source)
+
+
 # --- the rules for cells and notebooks
 def stars(source): return re.findall(r'^\s*from \S+ import \*', source, re.M)
 
@@ -168,6 +173,7 @@ def test_module(name):
     assert not eager(source, WIDGETS if name in ('controls', 'editor', 'panels') or name.endswith('_panel') else []), 'import it inside the function'
     assert not undeclared(source, REQUIRED, [*DEV, *PEERS]), 'add it to requirements in settings.ini'
     assert not no_encoding(source), "say encoding='utf-8'"
+    assert not double_on_device(source), 'first .cpu(), then .double()'
     assert not stars(source)
 
 
@@ -257,6 +263,8 @@ NOTEBOOK = lambda output: stored(json.dumps({'cells': [{'outputs': [output]}], '
     (DECLARED, 'def f(): import librosa', 'import librosa'),
     (no_encoding, 'p.read_text(encoding="utf-8"); open(p, "rb")', 'p.read_text()'),
     (no_encoding, 'open(p, "w", encoding="utf-8")', 'open(p, "w")'),
+    (double_on_device, 'x.cpu().double()', 'x.double().cpu()'),
+    (double_on_device, 'x.detach().cpu().double().numpy()', 'x.to(torch.float64).detach().cpu()'),
     (stars, 'from a import b', 'def f():\n    from a import *'),
     (too_long, '#| export\n' + 'x = 1\n\n'*40, '#| export\n' + 'x = 1\n'*41),
     (mixed_imports, 'import a\nfrom b import c', 'import a\na.b()'),

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 import distill.cli as cli
 from distill.api import Distill
+from distill.audio import fold_name
 from distill.library import Library, LibraryError, _opened, data_folder, find_model, register_model
 from distill.model import ModelFileError, load_model, save_model
 from distill.vqvae import ConvVQVAE, VQVAEConfig
@@ -53,6 +54,37 @@ def test_where_it_lies(monkeypatch, platform, env, end):
     monkeypatch.setattr(sys, 'platform', platform)
     monkeypatch.setattr(Path, 'home', lambda: Path('/me'))
     assert data_folder().as_posix().endswith(end)
+
+
+@pytest.mark.parametrize('about', [dict(files=83), dict(files=dict(train=5, valid=['a.wav'])), dict(files=['a.wav']), dict(files=None, scores=[1])])
+def test_metadata_of_another_shape(tmp_path, about):
+    path = save_model(tmp_path/'a.distill', ConvVQVAE(TINY).eval(), metadata=about)
+    entry = Library().add(path)
+    assert Library().list()==[entry] and entry.files==('valid' in str(about)) and entry.scores=={}
+
+
+def test_names_in_either_form_of_an_accent(put):
+    library, one, other = Library(), put('one'), put('other')
+    library.add(one, 'Ko\u0308rnig')
+    assert library.get('körnig').path==one and [e.path for e in library.find('KÖRNIG')]==[one]
+    with pytest.raises(LibraryError, match='is the name of'): library.add(other, 'Körnig')
+    assert library.rename('körnig', 'Körnig').name=='Körnig'
+
+
+def test_a_library_from_before_accents_were_one_name(put, home):
+    "Then, names were folded by case alone: two that are one name now may be there"
+    library, first, second = Library(), put('first'), put('second')
+    for path in (first, second): library.add(path)
+    with sqlite3.connect(home/'library.db') as db:
+        for name, path in (('Ko\u0308rnig', first), ('K\u00f6rnig', second)):
+            db.execute('update models set folded = ?, name = ? where path = ?', (name.casefold(), name, str(path)))
+    db.close()
+    assert library.get('körnig').path in (first, second) and len(library)==2
+    for path in (first, second): os.utime(path, (1, 1))                    # read again, and written
+    assert sorted(fold_name(e.name) for e in library.list())==['körnig', 'körnig 2']
+    assert len({library.get(e.name).path for e in library.list()})==2
+    for e in library.list(): library.remove(e.name)
+    assert not library.list()
 
 
 def test_looking_makes_the_file(home):

@@ -473,6 +473,16 @@ WAYS = {'plain': SamplingConfig(), 'default': SamplingConfig.default(), 'greedy'
 each_way = pytest.mark.parametrize('cfg', [replace(o, seed=5) for o in WAYS.values()], ids=list(WAYS))
 
 
+def test_a_row_is_read_again_where_the_prior_is(monkeypatch):
+    "Its steps answer on the CPU, wherever it is."
+    class Elsewhere(TablePrior):
+        def forward(self, codes): raise RuntimeError(f'asked on {codes.device}')
+    prior = Elsewhere()
+    prior.weight = torch.nn.Parameter(torch.zeros(1, device='meta'))
+    monkeypatch.setattr(sampling, 'is_close_call', lambda drawn, *rest: np.ones(len(drawn.tokens), bool))
+    with pytest.raises(RuntimeError, match='asked on meta'): sample_code_sequence(prior, 4)
+
+
 @each_way
 def test_one_seed_is_one_sound_whatever_the_batch_size(cfg):
     want = sample_code_sequence(TablePrior(), 64, cfg, n=30, batch_size=30)
@@ -736,6 +746,7 @@ def test_presets_are_those_of_the_specification():
     assert preset('greedy').argmax and preset('creative') == SamplingConfig(
         temperature=1.2, top_p=.95, repetition_penalty=1.05, penalty_context=128, seed=None)
     assert list(PRESETS) == ['default', 'greedy', 'creative']
+    assert preset('Default') == preset('default') and preset('GREEDY') == preset('greedy')    # case does not matter, as in those of one's own
 
 
 def test_presets_are_saved_listed_loaded_and_forgotten(home):

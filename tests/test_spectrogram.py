@@ -1,6 +1,7 @@
 "From a mel back to a waveform: against Griffin-Lim, piece by piece, silent, short, and with other settings."
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,6 +164,14 @@ def test_stream_refuses():
     given = len(stream.push(torch.zeros(128, 40)))
     with pytest.raises(ValueError, match=f'{given} are already given'): stream.finish(given - 1)
     with pytest.raises(ValueError, match='lookahead=0'): WaveformStream(SPECTROGRAM, lookahead=0)
+
+
+@pytest.mark.parametrize('give', [lambda stream, mel: stream.push(mel), lambda stream, mel: stream.finish(mel=mel)])
+def test_every_piece_goes_to_where_it_is_computed(give):
+    def add(mel): raise RuntimeError(f'given on {mel.device}')
+    stream = WaveformStream(SPECTROGRAM)
+    stream.frames = SimpleNamespace(window=torch.zeros(1, device='meta'), add=add)
+    with pytest.raises(RuntimeError, match='given on meta'): give(stream, torch.zeros(128, 8))
 
 
 @pytest.mark.parametrize('cfg', [SpectrogramConfig(sample_rate=22_050, n_fft=1024, hop_length=256, n_mels=64),

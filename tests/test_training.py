@@ -8,12 +8,12 @@ import torch
 from hypothesis import Phase, given, settings, strategies as st
 from torch import nn
 
-import distill.training as training
-from distill.dataset import MelWindows, load_collection
+from distill import prior, training
+from distill.dataset import DatasetConfig, MelWindows, load_collection
 from distill.synthesis import write_collection
 from distill.training import (Budget, CheckpointError, Checkpoints, LossWatch, Objective, Reconstruction, TensorBoardLog,
                               TrainingConfig, train, train_vqvae)
-from distill.vqvae import VQVAEConfig
+from distill.vqvae import ConvVQVAE, VQVAEConfig
 
 QUICK = TrainingConfig(learning_rate=0.02, validations=10, precision='fp32', patience=1, weight_decay=0)
 TINY = VQVAEConfig(codebook_size=32, channels=(8, 16, 32, 64))
@@ -190,6 +190,18 @@ def test_a_full_disk_costs_the_checkpoint_only(tmp_path, monkeypatch):
     assert result.steps == STEPS and same(curve, run()[0])
     assert len(result.notes) == 1 and 'no checkpoint' in result.notes[0] and 'full' in result.notes[0]
     assert 'checkpoint' not in [e['event'] for e in events] and not Checkpoints(tmp_path).files()
+
+
+@pytest.mark.parametrize('full', [False, True])
+def test_who_stops_on_a_full_disk_keeps_the_last_steps(full, tmp_path, monkeypatch):
+    "Without a checkpoint to go on from, they are looked at; with one, nobody waits for that"
+    def fails(path, data): raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+    if full: monkeypatch.setattr(training, 'write_atomically', fails)
+    cfg = replace(QUICK, validations=4, keep='last')           # of 40 steps, every tenth
+    curve, result = run(cfg=cfg, checkpoints=Checkpoints(tmp_path, 0), should_stop=after(18, None))
+    assert result.stopped == 'asked to' and result.steps == 18
+    assert [row['step'] for row in result.history] == ([10, 18] if full else [10])
+    assert same(curve, run(cfg=cfg, budget=Budget(steps=STEPS), should_stop=after(18, None))[0]) == full
 
 
 def test_a_folder_removed_meanwhile(tmp_path):
@@ -378,6 +390,15 @@ def test_a_warm_start(tmp_path):
     fill = lambda model: [nn.init.constant_(p, 0.01) for p in model.encoder.parameters()]
     model, _ = train_vqvae(collection, TINY, cfg, Budget(steps=2), 'cpu', start=fill)
     assert all((p - 0.01).abs().max() < 1e-6 for p in model.encoder.parameters())
+
+
+def test_the_prior_learns_from_whole_sounds_however_windows_are_cut(tmp_path, monkeypatch):
+    "Pieces that are padded with silence would teach it that sounds end there"
+    collection = load_collection(write_collection(tmp_path, n_files=4, seed=2), DatasetConfig(crops='consecutive'))
+    def cut(model, windows, *rest): raise Killed([mel.shape for mel in windows.mels])
+    monkeypatch.setattr(prior, 'extract_code_sequences', cut)
+    with pytest.raises(Killed) as found: prior.train_prior(ConvVQVAE(TINY), collection, device='cpu')
+    assert found.value.args[0] == [mel.shape for mel in collection.train]
 
 
 def test_what_stage_1_counts_comes_back(tmp_path):
