@@ -518,7 +518,8 @@ def _labels(self: MelCollection) -> list:
 
 def _label_names(self: MelCollection) -> list:
     "Those that there is a file of to learn from"
-    return sorted({self.labels[i] for i in self.split.train} - {''})
+    labels = self.labels
+    return sorted({labels[i] for i in self.split.train} - {''})
 
 MelCollection.labels, MelCollection.label_names = property(_labels), property(_label_names)
 

@@ -308,7 +308,7 @@ def newest(self: Checkpoints):  # the state, None if there is none; and the file
         if (state := _read_checkpoint(path)) is None: damaged.append(path)
         elif different := _differences(state['about'], now):
             raise CheckpointError(f'{self.folder} holds a run that was begun with other sounds or settings: '
-                                  f'{_some(different)}. Go on with those, or start anew without --resume')
+                                  f'{_some(different)}. Go on with those, or begin anew')
         else: return state, damaged
     return None, damaged
 
