@@ -21,6 +21,7 @@ def held(name, work):
     def wait(*args, **named):
         found = work(*args, **named)
         if Path(f'hold-{{name}}').exists():
+            Path(f'held-{{name}}').touch()
             while Path(f'hold-{{name}}').exists(): time.sleep(.02)
             Path(f'over-{{name}}').touch()
         return found
@@ -76,6 +77,14 @@ def library(page): return Panel(page, '.distill-library').wait(120)
 
 
 def waits(panel, script, arg=None): panel.page.wait_for_function(script, arg=arg, timeout=60_000)
+
+
+def appears(panel, path, seconds=60):
+    "Waits for a file"
+    for _ in range(50*seconds):
+        if path.exists(): return
+        panel.page.wait_for_timeout(20)
+    raise AssertionError(f'there is no {path.name} after {seconds} s')
 
 
 def chosen(panel, hook): return panel[hook].locator('select').evaluate("o => o.selectedOptions[0]?.innerText.replaceAll('\u00a0', ' ')")
@@ -200,6 +209,7 @@ def test_keep_the_sound(codes, folder):
     opened(codes, 'ding, version 1: 0.8333 s')
     card['discard'].click()
     waits(codes, "document.querySelectorAll('.distill-codes .distill-card').length===1")
+    waits(codes, "document.querySelector('.distill-codes-sound select').options.length===3")
     assert cards.first.inner_text().startswith('ding, version 1') and options(codes, 'codes-sound')==['ding, version 1', 'horn <b>.wav (uploaded)', 'a file…']
     card['discard'].click()
     waits(codes, "document.querySelectorAll('.distill-codes .distill-card').length===0")
@@ -224,17 +234,17 @@ def test_stop(codes, folder, button, work):
     codes.choose('codes-sound', 'a file…')
     lines = codes['lines'].inner_text()
     fill(codes, 'codes-name', before := f'before {button} {work}')
-    hold, over = folder/f'hold-{work}', folder/f'over-{work}'
-    over.unlink(missing_ok=True)
+    hold, held, over = (folder/f'{when}-{work}' for when in ('hold', 'held', 'over'))
+    for path in (held, over): path.unlink(missing_ok=True)
     hold.touch()
     codes[button].click()
     codes.page.locator('.distill-codes .distill-stop:enabled').first.wait_for(timeout=60_000)
-    codes.page.wait_for_timeout(100)
+    appears(codes, held)
     assert not codes.enabled('encode') and not codes.enabled('codes-open') and not codes.enabled('codes-render')
     assert codes.stop() < at_once()
     waits(codes, "!document.querySelector('.distill-codes .distill-encode').disabled")
     hold.unlink()
-    while not over.exists(): codes.page.wait_for_timeout(20)
+    appears(codes, over)
     fill(codes, 'codes-name', '')
     codes['codes-save'].click()    # a word to the kernel and back: by then, it would have shown what it made
     codes.until('status', 'Give the file a name')
