@@ -125,9 +125,9 @@ def run_named(
     f:Callable,    # a command
     settings:dict, # its arguments
 ) -> dict: # its answer
-    "Run it with a file for MODEL, which may be the name of a model in the library where there is no such file"
+    "Run it with a file for MODEL, which may lack its ending, or be the name of a model in the library where there is no such file"
     model = settings.get('model')
-    if not isinstance(model, Path) or model.exists(): return f(**settings)
+    if not isinstance(model, Path) or model.is_file(): return f(**settings)
     from distill.library import find_model
     from distill.model import ModelFileError
     try: found, why = find_model(model), None
@@ -258,7 +258,7 @@ def option(kind, help, *names, **more): return Annotated[kind, typer.Option(*nam
 def argument(kind, help, **more): return Annotated[kind, typer.Argument(help=help, **more)]
 
 Folder = argument(Path, 'A folder of sounds, searched with its sub-folders.', metavar='FOLDER')
-Model = argument(Path, 'A model file (.distill), or the name of a model in the library.', metavar='MODEL')
+Model = argument(Path, 'A model file, with or without .distill, or the name of a model in the library.', metavar='MODEL')
 ModelOut = option(Path, 'The model file to write; .distill is added when it has no ending.',
                   '--out', '-o', metavar='MODEL')
 SoundOut = option(Path, 'The sound file to write: .wav, .flac, .aiff, .ogg or .mp3.', '--out', '-o', metavar='FILE')
@@ -407,14 +407,15 @@ def doctor(folder:Folder, device:Device=None, quick:Quick=False, as_json:AsJson=
     return found.to_dict()
 
 # %% ../nbs/15_cli.ipynb #c76eb56b
-def list_model(path:Path):
+def list_model(path:Path) -> str: # its name there; None where that fails
     "Put a model that was just written into the library; where that fails, a line says so and nothing else"
     import warnings
     from distill.library import register_model
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        register_model(path)
+        entry = register_model(path)
     for o in said: print(f'note: {o.message}', file=sys.stderr)
+    return entry and entry.name
 
 Resume = option(Optional[bool], 'Go on with a fit of this name that was interrupted or killed; or forget it and start anew.', '--resume/--no-resume', show_default=False)
 Events = option(Optional[Path], 'Write whatever happens to this file, one JSON object a line.', '--events', metavar='FILE')
@@ -507,10 +508,10 @@ def keep_or_drop(
     checkpoints,    # those of the training
     before=None,    # the scores that the model had before, if it had any
     library=True,   # put it on the list of the library
-):
+) -> str: # its name there, or None
     "Save a model, unless it was interrupted before there was anything to save, or anything better than before; checkpoints go when it is whole"
     from distill.fitting import clear_checkpoints, is_finished, unfinished
-    if not is_main(): return
+    if not is_main(): return None
     scores, whole = loaded.metadata['scores'], is_finished(loaded)
     worse = before and scores.get('bits_per_code', math.inf) >= before.get('bits_per_code', math.inf)
     if not whole and (worse or not is_number(scores.get('log_mel_l1'))):
@@ -519,7 +520,7 @@ def keep_or_drop(
         raise Interrupted(code, dict(resume=unfinished(checkpoints)))
     save_or_rescue(loaded, target, bool(unfinished(checkpoints)))
     if whole: clear_checkpoints(checkpoints)
-    if library: list_model(target)
+    return list_model(target) if library else None
 
 # %% ../nbs/15_cli.ipynb #200de8c4
 def file_lines(files) -> list[str]: # what was used, what was not, in lines
@@ -567,7 +568,7 @@ def health_lines(
     return [f'Health   {level}: {"; ".join(what)}' for level, what in by_level.items()]
 
 # %% ../nbs/15_cli.ipynb #b1493d06
-def fit_lines(loaded, collection, target, warnings) -> list[str]: # lines
+def fit_lines(loaded, collection, target, warnings, name=None) -> list[str]: # lines
     "How a fit went, where the model is, what to do next"
     about, size, mine = loaded.metadata, loaded.vqvae_config.codebook_size, quoted(target)
     next_step = f'generate {mine} -o new.wav'
@@ -576,6 +577,7 @@ def fit_lines(loaded, collection, target, warnings) -> list[str]: # lines
     return [*file_lines(collection.files), *score_lines(about['scores'], size), *health_lines(warnings),
             *(f'Trouble  {note}' for note in about.get('notes', [])),
             f'Model    {target} ({megabytes:.1f} MB), {trained} of training on {loaded.device}',
+            *([f'Library  it is called {name!r} there: {target.stem!r} is the name of another, or this one was renamed'] if name not in (None, target.stem) else []),
             f'Next     distill {next_step}']
 
 def fit_report(
@@ -584,12 +586,13 @@ def fit_report(
     target:Path,  # where it is
     code:int,     # exit code, when it was cut short
     checkpoints,  # those that are left then
+    name=None,    # in the library
 ) -> dict: # for programs
     "Print how a fit went; returns the same as a dict, or raises `Interrupted` with it"
     from distill.fitting import is_finished, unfinished
     about, networks = loaded.metadata, [n for n in (loaded.model, loaded.prior) if n is not None]
-    if is_main(): print(*fit_lines(loaded, collection, target, about['warnings']), sep='\n')
-    report = dict(model=str(target), files=collection.files.to_dict(), held_out=about['files']['valid'], device=str(loaded.device),
+    if is_main(): print(*fit_lines(loaded, collection, target, about['warnings'], name), sep='\n')
+    report = dict(model=str(target), library=name, files=collection.files.to_dict(), held_out=about['files']['valid'], device=str(loaded.device),
                   **{k: about.get(k) for k in ('name', 'scores', 'minutes', 'steps', 'stopped', 'warnings', 'notes')},
                   parameters=sum(p.numel() for n in networks for p in n.parameters()))
     if not is_finished(loaded): raise Interrupted(code, dict(report, interrupted=True, resume=unfinished(checkpoints)))
@@ -633,8 +636,8 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=Fal
         loaded = (fit_model if stages == 2 else fit_codes)(
             folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
             should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-        keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
-    return fit_report(loaded, collection, target, stop.code, checkpoints), loaded, collection
+        name = keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
+    return fit_report(loaded, collection, target, stop.code, checkpoints, name), loaded, collection
 
 # %% ../nbs/15_cli.ipynb #be8f22bb
 @command
@@ -675,8 +678,8 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
         with stop.listening():
             loaded = fit_prior(loaded, folder, minutes, epochs, seed, progress_callback=part(tell, 0.05, 1), should_stop=stop, collection=collection,
                                checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-            keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
-    return fit_report(loaded, collection, target, stop.code, checkpoints)
+            name = keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
+    return fit_report(loaded, collection, target, stop.code, checkpoints, name)
 
 # %% ../nbs/15_cli.ipynb #c762a32e
 def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writable

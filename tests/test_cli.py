@@ -164,6 +164,19 @@ def test_fit_json(w, tmp_path):
     assert report('info', tmp_path/'a.distill')['training_config']['seed']==5
 
 
+def test_a_report_says_what_the_library_calls_the_model(w, tmp_path, monkeypatch):
+    monkeypatch.setenv('DISTILL_HOME', str(tmp_path/'home'))
+    for name in 'a', 'b': (tmp_path/name).mkdir()
+    fit = 'fit', w.sounds, '--epochs', 1, '-o'
+    assert report(*fit, tmp_path/'a'/'mine')['library']=='mine'
+    assert "Library  it is called 'mine 2' there" in run(*fit, tmp_path/'b'/'mine').stdout and 'Library' not in run(*fit, tmp_path/'a'/'mine').stdout
+    assert report('train', w.sounds, '-o', tmp_path/'b'/'mine', '--epochs', 1)['library']=='mine 2'
+    assert report('train-prior', w.sounds, tmp_path/'b'/'mine', '--epochs', 1)['library']=='mine 2'
+    assert report(*fit, tmp_path/'b'/'mine', '--no-library')['library'] is None
+    monkeypatch.chdir(tmp_path/'b')
+    assert report('info', 'mine')['path']=='mine.distill'    # and not the first one
+
+
 @pytest.mark.parametrize('l1', [None, float('nan'), float('inf')])
 def test_too_little_training_is_said(l1): assert 'Likeness not measured' in cli.score_lines(dict(log_mel_l1=l1), 64)[0]
 

@@ -230,6 +230,18 @@ def test_a_file_comes_first(put, tmp_path, monkeypatch):
     with pytest.raises(ModelFileError, match='is gone from'): find_model('mine')
 
 
+def test_the_ending_may_be_left_out(put, tmp_path, monkeypatch):
+    "Before the library is asked, which may have another project's model of that name."
+    other, mine = Library().add(put('mine', 'another project')), put('mine', 'here')
+    monkeypatch.chdir(mine.parent)
+    assert find_model('mine')==Path('mine.distill') and find_model(tmp_path/'here'/'mine')==mine
+    (mine.parent/'mine').mkdir()    # such as a folder of sounds
+    assert find_model('mine')==Path('mine.distill')
+    assert json.loads(run('info', 'mine', '--json').stdout)['path']=='mine.distill'
+    mine.unlink(), (mine.parent/'mine').rmdir()
+    assert find_model('mine')==other.path
+
+
 def test_distill_saves_into_it_and_loads_from_it(made, tmp_path):
     d = Distill(load_model(made, 'cpu'))
     d.save(tmp_path/'one.distill')
