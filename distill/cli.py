@@ -18,17 +18,18 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'check_target',
            'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form', 'export_config', 'progress',
            'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation',
-           'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines',
-           'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
-           'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines',
-           'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings', 'clip_targets',
-           'read_prompt', 'save_clip', 'file_facts', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes',
-           'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets',
-           'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file',
-           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
-           'write_grid', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning', 'info_rows', 'info',
-           'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model', 'remove_model', 'lab_cells',
-           'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place',
+           'unfinished_target', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines',
+           'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit',
+           'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed',
+           'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'fact_words',
+           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
+           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
+           'reconstruct_file', 'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells',
+           'grid_target', 'read_grid', 'write_grid', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate',
+           'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model',
+           'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder',
+           'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -146,6 +147,7 @@ def attempt(
     except KeyboardInterrupt as e:
         answer = getattr(e, 'answer', None) or {}
         words = f"interrupted: what was learned so far is in {answer['model']}" if 'model' in answer else 'interrupted'
+        if answer.get('kept'): words += f", and {answer['kept']} stays as it is"
         tell(words + '; the same command with --resume goes on' * bool(answer.get('resume')))
         return dict(error='interrupted', **answer), getattr(e, 'code', 130)
     except (typer.Exit, typer.Abort, UsageError, BrokenPipeError): raise
@@ -501,6 +503,25 @@ def save_or_rescue(loaded, target:Path, unfinished:bool): # raises `Refused`
                 raise Refused(f'{e}. What was learned is in {other} instead{more}', model=str(other)) from e
         raise Refused(f'{e}. Make room, and go on with --resume: what was learned is in the checkpoints') from e
 
+# %% ../nbs/15_cli.ipynb #28ae8d94
+def takes_place(
+    loaded,      # a model whose training was cut short
+    target:Path, # the file that was asked for
+) -> bool:
+    "Whether it may be written there: over nothing but a model that was cut short as well, or the codes that it adds a prior to"
+    from distill.fitting import is_finished
+    from distill.model import ModelFileError, load_model
+    if not target.exists(): return True
+    try: old = load_model(target, 'cpu')
+    except ModelFileError: return False
+    return not is_finished(old) or (old.prior is None and loaded.prior is not None and old.fingerprint == loaded.fingerprint)
+
+def unfinished_target(loaded, target:Path) -> Path: # such as mine-unfinished.distill
+    "Where a model goes whose training was cut short"
+    while not takes_place(loaded, target): target = target.with_name(f'{target.stem}-unfinished{target.suffix}')
+    return target
+
+# %% ../nbs/15_cli.ipynb #38c3b470
 def keep_or_drop(
     loaded,         # what a training gave
     target:Path,    # where it goes
@@ -508,19 +529,20 @@ def keep_or_drop(
     checkpoints,    # those of the training
     before=None,    # the scores that the model had before, if it had any
     library=True,   # put it on the list of the library
-) -> str: # its name there, or None
+) -> dict: # `model`: the file; `library`: its name there, or None; `kept`: the file that it did not take the place of
     "Save a model, unless it was interrupted before there was anything to save, or anything better than before; checkpoints go when it is whole"
     from distill.fitting import clear_checkpoints, is_finished, unfinished
-    if not is_main(): return None
+    if not is_main(): return dict(model=target, library=None)
     scores, whole = loaded.metadata['scores'], is_finished(loaded)
     worse = before and scores.get('bits_per_code', math.inf) >= before.get('bits_per_code', math.inf)
     if not whole and (worse or not is_number(scores.get('log_mel_l1'))):
         print('nothing better was learned yet, and nothing was written' if worse else
               'nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(code, dict(resume=unfinished(checkpoints)))
-    save_or_rescue(loaded, target, bool(unfinished(checkpoints)))
+    path = target if whole else unfinished_target(loaded, target)
+    save_or_rescue(loaded, path, bool(unfinished(checkpoints)))
     if whole: clear_checkpoints(checkpoints)
-    return list_model(target) if library else None
+    return dict(model=path, library=list_model(path) if library else None, **(dict(kept=str(target)) if path != target else {}))
 
 # %% ../nbs/15_cli.ipynb #200de8c4
 def file_lines(files) -> list[str]: # what was used, what was not, in lines
@@ -568,13 +590,13 @@ def health_lines(
     return [f'Health   {level}: {"; ".join(what)}' for level, what in by_level.items()]
 
 # %% ../nbs/15_cli.ipynb #b1493d06
-def fit_lines(loaded, collection, target, warnings, name=None) -> list[str]: # lines
-    "How a fit went, where the model is, what to do next"
+def fit_lines(loaded, collection, target, name=None) -> list[str]: # lines
+    "How a fit went, where the model is and what the library calls it, what to do next"
     about, size, mine = loaded.metadata, loaded.vqvae_config.codebook_size, quoted(target)
     next_step = f'generate {mine} -o new.wav'
     if loaded.prior is None: next_step = f'train-prior {quoted(collection.files.folder)} {mine}'
     megabytes, trained = target.stat().st_size/1e6, clock(60*about['minutes'])
-    return [*file_lines(collection.files), *score_lines(about['scores'], size), *health_lines(warnings),
+    return [*file_lines(collection.files), *score_lines(about['scores'], size), *health_lines(about['warnings']),
             *(f'Trouble  {note}' for note in about.get('notes', [])),
             f'Model    {target} ({megabytes:.1f} MB), {trained} of training on {loaded.device}',
             *([f'Library  it is called {name!r} there: {target.stem!r} is the name of another, or this one was renamed'] if name not in (None, target.stem) else []),
@@ -583,16 +605,15 @@ def fit_lines(loaded, collection, target, warnings, name=None) -> list[str]: # l
 def fit_report(
     loaded,       # the model
     collection,   # the `MelCollection` it was made of
-    target:Path,  # where it is
+    saved:dict,   # where it is, from `keep_or_drop`
     code:int,     # exit code, when it was cut short
     checkpoints,  # those that are left then
-    name=None,    # in the library
 ) -> dict: # for programs
     "Print how a fit went; returns the same as a dict, or raises `Interrupted` with it"
     from distill.fitting import is_finished, unfinished
     about, networks = loaded.metadata, [n for n in (loaded.model, loaded.prior) if n is not None]
-    if is_main(): print(*fit_lines(loaded, collection, target, about['warnings'], name), sep='\n')
-    report = dict(model=str(target), library=name, files=collection.files.to_dict(), held_out=about['files']['valid'], device=str(loaded.device),
+    if is_main(): print(*fit_lines(loaded, collection, saved['model'], saved['library']), sep='\n')
+    report = dict(saved, model=str(saved['model']), files=collection.files.to_dict(), held_out=about['files']['valid'], device=str(loaded.device),
                   **{k: about.get(k) for k in ('name', 'scores', 'minutes', 'steps', 'stopped', 'warnings', 'notes')},
                   parameters=sum(p.numel() for n in networks for p in n.parameters()))
     if not is_finished(loaded): raise Interrupted(code, dict(report, interrupted=True, resume=unfinished(checkpoints)))
@@ -636,8 +657,8 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=Fal
         loaded = (fit_model if stages == 2 else fit_codes)(
             folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
             should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-        name = keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
-    return fit_report(loaded, collection, target, stop.code, checkpoints, name), loaded, collection
+        saved = keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
+    return fit_report(loaded, collection, saved, stop.code, checkpoints), loaded, collection
 
 # %% ../nbs/15_cli.ipynb #be8f22bb
 @command
@@ -678,8 +699,8 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
         with stop.listening():
             loaded = fit_prior(loaded, folder, minutes, epochs, seed, progress_callback=part(tell, 0.05, 1), should_stop=stop, collection=collection,
                                checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-            name = keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
-    return fit_report(loaded, collection, target, stop.code, checkpoints, name)
+            saved = keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
+    return fit_report(loaded, collection, saved, stop.code, checkpoints)
 
 # %% ../nbs/15_cli.ipynb #c762a32e
 def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writable
@@ -726,8 +747,10 @@ def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinut
     if stop() and not is_number([None, *base.about['held_out_log_mel_l1']][-1]):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)
+    kept = dict(kept=str(target)) if stop() and target.exists() else {}
+    if kept: target = target.with_stem(f'{target.stem}-unfinished')
     save_base(base, target)
-    report = dict(base.about, model=str(target), interrupted=bool(stop()))
+    report = dict(base.about, model=str(target), interrupted=bool(stop()), **kept)
     print(*base_lines(base.about, target, base_path()), sep='\n')
     if stop(): raise Interrupted(stop.code, report)
     return report

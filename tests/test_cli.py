@@ -1,5 +1,5 @@
 "The command line, doing what it is for: every command on a tiny collection, in this process or in one of its own."
-import json, os, signal, subprocess, sys, tempfile, time
+import json, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -255,6 +255,12 @@ def test_interrupted_pretraining(w, tmp_path, monkeypatch, small_base, l1, kept)
     done = run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 10, '--device', 'cpu', '--json')
     answer = json.loads(done.stdout)
     assert done.exit_code==130 and answer['error']=='interrupted' and (tmp_path/'base.safetensors').exists()==kept==('model' in answer)
+    if not kept: return
+    before = (tmp_path/'base.safetensors').read_bytes()
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, lambda fraction, text: fraction>0.5))
+    answer = json.loads(run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 10, '--device', 'cpu', '--json').stdout)
+    assert answer['model']==str(tmp_path/'base-unfinished.safetensors') and answer['kept']==str(tmp_path/'base.safetensors')
+    assert (tmp_path/'base.safetensors').read_bytes()==before and (tmp_path/'base-unfinished.safetensors').exists()
 
 
 LATE = lambda fraction, text: text.startswith('stage 1') and fraction>0.5
@@ -269,15 +275,51 @@ READING = lambda fraction, text: text.startswith('Reading')
     ids=['reading', 'early', 'late', 'terminated', 'prior'])
 def test_interrupted_fit_keeps_what_was_learned(w, tmp_path, monkeypatch, number, code, when, saved, has_prior):
     for name, show in ('progress', signals_at), ('watch', watched): monkeypatch.setattr(cli, name, partial(show, number, when))
-    old, before = tmp_path/'a.distill', signal.getsignal(signal.SIGINT)                # a shell's background job ignores it from the start
-    old.write_bytes(b'old')
-    done = run('fit', w.sounds, '-o', old, '--epochs', 8, '--json')
+    new, before = tmp_path/'a.distill', signal.getsignal(signal.SIGINT)                # a shell's background job ignores it from the start
+    done = run('fit', w.sounds, '-o', new, '--epochs', 8, '--json')
     answer = json.loads(done.stdout)
     assert done.exit_code==code and answer['error']=='interrupted' and 'Traceback' not in done.stderr
-    assert (old.read_bytes()!=b'old')==saved==('model' in answer)
-    if saved: assert bool(report('info', old)['prior_config'])==has_prior and 'Stage 1' in run('info', old).stdout
-    assert sorted(p.name for p in tmp_path.iterdir())==['a.distill', *['a.distill.checkpoints']*saved]    # no temporary file is left
+    assert new.exists()==saved==('model' in answer) and 'kept' not in answer
+    if saved: assert bool(report('info', new)['prior_config'])==has_prior and 'Stage 1' in run('info', new).stdout
+    assert sorted(p.name for p in tmp_path.iterdir())==['a.distill', 'a.distill.checkpoints']*saved    # no temporary file is left
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize('command, when', [('fit', LATE), ('fit', PRIOR), ('train', LATE)])
+def test_an_interrupted_fit_leaves_a_finished_model_alone(w, tmp_path, monkeypatch, command, when):
+    "What was learned goes beside it, again and again; the same command with --resume goes on to the end, and then takes its place."
+    old, other = Path(shutil.copy(w.model, tmp_path/'a.distill')), tmp_path/'a-unfinished.distill'
+    whole, fit = old.read_bytes(), (command, w.sounds, '-o', old, '--epochs', 8, '--no-library')
+    with monkeypatch.context() as m:
+        m.setattr(cli, 'watch', partial(watched, signal.SIGINT, when))
+        done = run(*fit, '--json')
+        answer = json.loads(done.stdout)
+        assert done.exit_code==130 and (answer['model'], answer['kept'])==(str(other), str(old)) and 'stays as it is; the same command with --resume' in done.stderr
+        assert old.read_bytes()==whole and report('info', other)['metadata']['stopped'][-1]=='asked to'
+        before = other.read_bytes()
+        assert json.loads(run(*fit, '--no-resume', '--json').stdout)['model']==str(other)!=before    # over one that was cut short, too
+    assert report(*fit, '--resume')['model']==str(old) and old.read_bytes()!=whole
+    assert report('info', old)['metadata']['stopped'][-1]!='asked to' and not (tmp_path/'a.distill.checkpoints').exists()
+
+
+def test_an_unfinished_prior(w, tmp_path, monkeypatch):
+    "It is added to codes that have none, and does not take the place of one that was learned to the end."
+    codes, whole = tmp_path/'codes.distill', Path(shutil.copy(w.model, tmp_path/'whole.distill'))
+    report('train', w.sounds, '-o', codes, '--epochs', 1)
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, PRIOR))
+    answer = json.loads(run('train-prior', w.sounds, codes, '--epochs', 8, '--json').stdout)
+    assert answer['model']==str(codes) and 'kept' not in answer and report('info', codes)['prior_config']
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, lambda fraction, text: text.startswith('stage 2') and fraction>0.9))
+    before = whole.read_bytes()
+    answer = json.loads(run('train-prior', w.sounds, whole, '--epochs', 30, '--json').stdout)
+    assert answer['error']=='interrupted' and whole.read_bytes()==before and answer.get('model') in (None, str(tmp_path/'whole-unfinished.distill'))
+
+
+def test_what_is_no_model_is_not_written_over_by_half_a_model(w, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, LATE))
+    (tmp_path/'a.distill').write_bytes(b'of a newer Distill, it may be')
+    assert json.loads(run('fit', w.sounds, '-o', tmp_path/'a', '--epochs', 8, '--json').stdout)['model']==str(tmp_path/'a-unfinished.distill')
+    assert (tmp_path/'a.distill').read_bytes()==b'of a newer Distill, it may be'
 
 
 def test_a_second_signal_ends_at_once(w, tmp_path, monkeypatch):
