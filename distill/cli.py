@@ -852,21 +852,22 @@ def refuse_changes(**given):
     if not flags: return
     raise typer.BadParameter(f'{flags}: the settings are those of the file.', param_hint="'--from-sidecar'")
 
-def read_sidecar(path:Path) -> tuple[str, dict]: # name of the file, fields of `ExportConfig`
+def read_sidecar(path:Path) -> tuple[str, dict, bool]: # name of the file, fields of `ExportConfig`, whether it may have gone on from a prompt
     "What the sound beside a sidecar was like; what else is in there is for `regenerate` to judge"
     try: about = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError): about = {}
     about = about if isinstance(about, dict) else {}
     form = about.get('export') # older ones have these two alone
     if not isinstance(form, dict): form = {k: about[k] for k in ('sample_rate', 'bit_depth') if isinstance(about.get(k), int)}
-    return str(about.get('file') or 'again.wav'), form
+    return str(about.get('file') or 'again.wav'), form, 'prompt_samples' in about or about.get('made_by') != 'prior'
 
 # %% ../nbs/15_cli.ipynb #b798a609
 def remake_clip(model, sidecar, out, prompt, any_model, form, device):
     "Make the clip of a sidecar again and write it; what `generate` answers"
     from distill.model import load_model
     from distill.pipeline import regenerate
-    name, before = read_sidecar(sidecar)
+    name, before, goes_on = read_sidecar(sidecar)
+    if prompt and not goes_on: raise typer.BadParameter(f'{sidecar.name} did not go on from one: leave it out.', param_hint="'--prompt'")
     if out.is_dir(): out = out/Path(name).name
     form = {**before, **form}
     target = sound_target(out, **form, inputs=tuple(filter(None, (model, sidecar, prompt))))
@@ -891,7 +892,7 @@ PromptSeconds = option(Optional[float], 'How much of its beginning to use; all w
 Count = option(Optional[int], 'How many files; more than one go into the folder DIR.', min=1, max=100_000)
 ClipSeed = option(Optional[int], 'The same seed gives the same sound; by default a new one.', min=0, max=TOP_SEED)
 Sidecar = option(Optional[Path], 'The .json file beside a clip: makes it again.', '--from-sidecar', metavar='FILE')
-AnyModel = option(bool, 'With --from-sidecar: also with another model than the one that made it.', '--any-model')
+AnyModel = option(bool, 'With --from-sidecar: also with another model, or another prompt, than it was made with.', '--any-model')
 
 # %% ../nbs/15_cli.ipynb #13ef4744
 def level_option(what, *number): # the setting may be one number, or one per quantizer level

@@ -208,6 +208,22 @@ def test_a_sidecar_without_its_prompt(w, tmp_path):
     args = ['generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '-o', tmp_path/'b.wav']
     assert 'give the same prompt' in fails(*args)
     assert 'give the same prompt' in fails(*args, '--prompt', tone(tmp_path/'other.wav', n=9000))
+    as_long = tone(tmp_path/'other.wav', n=24_000)
+    assert sf.info(as_long).frames==sf.info(w.one).frames and 'this is another one' in fails(*args, '--prompt', as_long)
+    assert not (tmp_path/'b.wav').exists()
+    assert run(*args, '--prompt', as_long, '--any-model').exit_code==0
+    old = json.loads((tmp_path/'a.wav.json').read_text(encoding='utf-8'))    # one that was written before there were fingerprints
+    del old['prompt_fingerprint']
+    (tmp_path/'a.wav.json').write_text(json.dumps(old), encoding='utf-8')
+    assert run(*args, '--prompt', w.one).exit_code==0 and (tmp_path/'b.wav').read_bytes()==(tmp_path/'a.wav').read_bytes()
+    assert 'give the same prompt' in fails(*args, '--prompt', tone(tmp_path/'other.wav', n=9000))
+
+
+def test_a_prompt_that_a_sidecar_does_not_want(w, tmp_path):
+    run('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3)
+    args = ['generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '-o', tmp_path/'b.wav', '--prompt', w.one]
+    for more in [], ['--any-model']: assert 'did not go on from one' in fails(*args, *more, code=2)
+    assert not (tmp_path/'b.wav').exists()
 
 
 def test_sidecars_of_other_things(w, tmp_path):
