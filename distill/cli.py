@@ -67,10 +67,11 @@ def explain(
     if isinstance(error, OSError) and error.errno:
         name = f'{os.fsdecode(error.filename)}: ' if error.filename else ''
         return [f'{name}{error.strerror}']
-    if isinstance(error, MemoryError):
-        return ['there is not enough memory: close other programs, or use fewer or shorter sounds']
     ours = type(error).__module__.startswith('distill')
     text = str(error).strip() or type(error).__name__
+    of_torch = type(error).__name__ == 'OutOfMemoryError' or isinstance(error, RuntimeError) and re.search('out of memory|(enough|allocate) memory', text)
+    if of_torch or isinstance(error, MemoryError):
+        return ['there is not enough memory: close other programs, or use fewer or shorter sounds' + ', or --device cpu' * bool(of_torch)]
     if ours or isinstance(error, (ValueError, OSError, FloatingPointError)): return text.splitlines()
     text = f'{type(error).__name__}: {text}'.splitlines()[0]
     return [f'this should not happen, please report it ({text}). With DISTILL_DEBUG=1 set, there is a traceback']
@@ -470,7 +471,8 @@ def events(path:Path=None, tensorboard:Path=None, as_json:bool=False):
     from distill.audio import explain_write_error
     from distill.training import TensorBoardLog
     if not is_main(): path = tensorboard = as_json = None
-    log = TensorBoardLog(tensorboard) if tensorboard else None
+    try: log = TensorBoardLog(tensorboard) if tensorboard else None
+    except ImportError as e: raise ValueError(f'--tensorboard: {e}') from e
     try: file = open(path, 'a', encoding='utf-8') if path else None
     except OSError as e: raise ValueError(explain_write_error(e, path)) from e
     def tell(event):
@@ -647,17 +649,18 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=Fal
     from distill.training import all_of, pick_device
     target, stop, device = model_target(out), Stopper(), pick_device(device)
     if done := finished_already(target, resume, stages): return done, None, None
-    checkpoints, listen = find_checkpoints(target, resume, save_every), listen or events()
-    with progress(quiet=quiet) as tell:
-        collection = load_collection(folder, dataset or augmentation(), progress_callback=part(tell, 0, 0.9))
-        estimate = estimate_for(collection, epochs, device, from_scratch, part(tell, 0.9, 1))
-    say_before(collection, checkpoints, estimate)
-    with listen as told, watch(minutes=None if epochs else minutes, quiet=quiet) as (bar, seen), stop.listening():
-        tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        loaded = (fit_model if stages == 2 else fit_codes)(
-            folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
-            should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-        saved = keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
+    checkpoints = find_checkpoints(target, resume, save_every)
+    with listen or events() as told:
+        with progress(quiet=quiet) as tell:
+            collection = load_collection(folder, dataset or augmentation(), progress_callback=part(tell, 0, 0.9))
+            estimate = estimate_for(collection, epochs, device, from_scratch, part(tell, 0.9, 1))
+        say_before(collection, checkpoints, estimate)
+        with watch(minutes=None if epochs else minutes, quiet=quiet) as (bar, seen), stop.listening():
+            tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
+            loaded = (fit_model if stages == 2 else fit_codes)(
+                folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
+                should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
+            saved = keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
     return fit_report(loaded, collection, saved, stop.code, checkpoints), loaded, collection
 
 # %% ../nbs/15_cli.ipynb #be8f22bb

@@ -302,6 +302,27 @@ def test_a_device_that_is_not_there(w, tmp_path):
     if device: assert 'not available here' in fails('generate', w.model, '-o', tmp_path/'a.wav', '--device', device)
 
 
+@pytest.mark.parametrize('options, words', [(['--tensorboard', 'curves'], 'pip install tensorboard'), (['--events', 'gone/log.json'], 'there is no folder')])
+@pytest.mark.parametrize('command', ['fit', 'train', 'train-prior'])
+def test_where_events_go_is_checked_before_the_folder_is_read(w, tmp_path, monkeypatch, command, options, words):
+    import distill.dataset
+    def too_late(*a, **k): raise AssertionError('the work has begun')
+    monkeypatch.setattr(distill.dataset, 'load_collection', too_late)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    monkeypatch.chdir(tmp_path)
+    assert words in fails(command, w.sounds, *([w.model] if command=='train-prior' else []), '-o', 'm', *options)
+
+
+@pytest.mark.parametrize('message', ['', 'CUDA out of memory. Tried to allocate 20.00 MiB', 'MPS backend out of memory (MPS allocated: 5.0 GB)',
+                                     "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried to allocate 800000000 bytes."])
+def test_too_little_memory(w, tmp_path, monkeypatch, message):
+    import distill.pipeline, torch
+    def full(*a, **k): raise (RuntimeError if message[:1] in ('M', '[') else torch.OutOfMemoryError)(message)
+    monkeypatch.setattr(distill.pipeline, 'generate_clips', full)
+    line = fails('generate', w.model, '-o', tmp_path/'a.wav')
+    assert 'not enough memory' in line and '--device cpu' in line
+
+
 def test_what_nobody_thought_of_is_one_line_too(w, tmp_path, monkeypatch):
     import distill.model
     def broken(*a, **k): raise KeyError('surprise')
