@@ -27,9 +27,9 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
            'reconstruct_file', 'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells',
            'grid_target', 'read_grid', 'write_grid', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate',
-           'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_model',
-           'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder',
-           'demo_picture', 'demo_text', 'demo', 'main']
+           'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files',
+           'add_model', 'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab',
+           'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -1328,6 +1328,18 @@ NewName = option(Optional[str], 'What to call it; by default as the file is call
 OtherName = argument(str, 'What it will be called.', metavar='NEW')
 DeleteFile = option(bool, 'Delete the model file, too.', '--delete-file')
 
+def add_files(library, files, name=None) -> tuple[list, list]: # entries; what could not be added, dicts of file and reason
+    "Put model files on the list, and go on where one is no model; where the library itself fails, that is the end"
+    from distill.library import LibraryError
+    from distill.model import ModelFileError
+    added, failed = [], []
+    for f in files:
+        try: added.append(library.add(f, name))
+        except (ModelFileError, LibraryError) as e:
+            failed.append(dict(file=str(f), reason=str(e)))
+            if isinstance(e, LibraryError): break
+    return added, failed
+
 @partial(command, group=models, name='add')
 def add_model(paths:Annotated[list[Path], typer.Argument(metavar='FILE|FOLDER', help='Model files, or folders of them.')],
               name:NewName=None, as_json:AsJson=False):
@@ -1337,7 +1349,12 @@ def add_model(paths:Annotated[list[Path], typer.Argument(metavar='FILE|FOLDER', 
     files = [f for p in paths for f in (sorted(p.rglob('*.distill')) if p.is_dir() else [p])]
     if not files: raise ValueError(f'there is no .distill file in {paths[0]}')
     if name and len(files) > 1: raise typer.BadParameter(f'it is one name for {len(files)} models.', param_hint="'--name'")
-    return tell_models([Library().add(f, name) for f in files])
+    added, failed = add_files(Library(), files, name)
+    if len(files) == 1 and failed: raise ValueError(failed[0]['reason'])
+    answer = tell_models(added)
+    if not failed: return answer
+    reasons = '\n'.join(o['reason'] for o in failed)
+    raise Refused(f'{len(files) - len(added)} of {len(files)} files could not be added\n{reasons}', **answer, failed=failed)
 
 @partial(command, group=models, name='rename')
 def rename_model(name:ModelName, new:OtherName, as_json:AsJson=False):

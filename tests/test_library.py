@@ -270,6 +270,20 @@ def test_commands(put, tmp_path):
     assert run('library', 'remove', 'one').exit_code==0 and 'no models yet' in run('library', 'list').stdout
 
 
+def test_one_damaged_file_keeps_none_of_the_others_out(put, tmp_path):
+    for name in 'a', 'b', 'c': put(name, 'models')
+    (tmp_path/'models'/'b.distill').write_bytes(b'half of a model')
+    done = run('library', 'add', tmp_path/'models', tmp_path/'gone.distill', '--json')
+    told = json.loads(done.stdout)
+    assert done.exit_code==1 and '2 of 4 files' in told['error'] and len(told['details'])==2
+    assert [m['name'] for m in told['models']]==['a', 'c'] and sorted(e.name for e in Library())==['a', 'c']
+    assert [Path(o['file']).name for o in told['failed']]==['b.distill', 'gone.distill'] and 'not a Distill model' in told['failed'][0]['reason']
+    done = run('library', 'add', tmp_path/'models')
+    assert done.exit_code==1 and 'c.distill' in done.stdout and 'b.distill is not a Distill model' in done.stderr
+    alone = run('library', 'add', tmp_path/'models'/'b.distill')
+    assert alone.exit_code==1 and alone.stderr.startswith('error: ') and 'not a Distill model' in alone.stderr
+
+
 @pytest.mark.parametrize('args, code, words', [
     (['list', '--wrong'], 2, 'No such option'), (['add'], 2, 'Missing argument'), (['add', 'gone.distill'], 1, 'there is no file'),
     (['add', '.'], 1, 'no .distill file'), (['remove', 'gone'], 1, 'has no model'), (['rename', 'gone', 'x'], 1, 'has no model')])
