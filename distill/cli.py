@@ -12,24 +12,24 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
            'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
            'High', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
-           'Blend', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'models', 'ModelName', 'NewName',
-           'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE',
-           'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
-           'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'check_target',
-           'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form', 'export_config', 'progress',
-           'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation',
-           'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place',
-           'unfinished_target', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines',
-           'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit',
-           'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed',
-           'sampling_settings', 'clip_settings', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'fact_words',
-           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
-           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
-           'reconstruct_file', 'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells',
-           'grid_target', 'read_grid', 'write_grid', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate',
-           'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files',
-           'add_model', 'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab',
-           'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'Blend', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'BenchSeed', 'models', 'ModelName',
+           'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort',
+           'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals',
+           'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument',
+           'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
+           'export_config', 'progress', 'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor',
+           'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue',
+           'takes_place', 'unfinished_target', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted',
+           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget',
+           'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset',
+           'changed', 'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip',
+           'file_facts', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip',
+           'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset',
+           'encode', 'write_sound', 'decode', 'reconstruct_file', 'reconstruction_targets', 'find_reconstructable',
+           'reconstruct', 'named_cells', 'grid_target', 'read_grid', 'write_grid', 'operate', 'edit', 'rewrite', 'vary',
+           'morph', 'evaluate', 'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models',
+           'add_files', 'add_model', 'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command',
+           'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -273,12 +273,12 @@ Listed = option(bool, 'Put the model on the list of `distill library`.', '--libr
 Scratch = option(bool, 'Leave the base model out, that the package brings, and learn from nothing.', '--from-scratch')
 BitDepth = option(Optional[int], '16, 24 or 32 (32: wav and aiff alone); 16 when not given.', callback=_bit_depth)
 SampleRate = option(Optional[int], 'Samples per second of the file.', min=8_000, max=192_000)
-Ending = option(str, 'Of files in a folder: wav, flac, aiff, ogg or mp3.', '--format', callback=_one_of(*SOUND_ENDINGS))
+Ending = option(Optional[str], 'wav, flac, aiff, ogg or mp3, where the name given with -o does not say it; wav when not given.', '--format', callback=_one_of(*SOUND_ENDINGS))
 Lufs = option(Optional[float], 'Loudness of the file, as far as its peaks allow: -14 for streaming, -23 for broadcasting.', min=-60, max=0,
               callback=_finite)
 Width = option(Optional[float], 'Two channels with decorrelated sides, 0 to 1; in mono it is the same sound.', '--stereo', min=0, max=1,
                metavar='WIDTH', callback=_finite)
-Dither = option(bool, 'Dither, for 16 bits.', '--dither')
+Dither = option(Optional[bool], 'Dither, for 16 bits; off when not given.', '--dither/--no-dither', show_default=False)
 Title, Artist, Album, Genre, Comment = (option(Optional[str], f'Tag of the file{more}.', metavar='TEXT')
                                         for more in ('', '', '', '', '; by default the model and the seed'))
 AsJson = option(bool, 'Print one JSON object, and everything else on standard error.', '--json')
@@ -330,14 +330,16 @@ def sound_target(
     sample_rate:int=None, # samples per second, 48 000 when not given
     bit_depth:int=None,   # 16, 24, 32; 16 when not given
     inputs:tuple=(),      # files that must survive
+    ending:str=None,      # as given with --format, for a path that has none; 'wav' when not given
     **more,               # other fields of `ExportConfig`
 ) -> Path: # with an ending, writable, in a format that can hold it
     "The sound file to write"
     import torch
     from distill.audio import AudioError
     from distill.export import encode_sound
-    if not path.suffix and not path.is_dir(): path = path.with_name(path.name + '.wav')
+    if not path.suffix and not path.is_dir(): path = path.with_name(f"{path.name}.{ending or 'wav'}")
     if not path.is_dir():
+        if ending and path.suffix.lower().replace('.aiff', '.aif') != f'.{ending}'.replace('.aiff', '.aif'): raise wrong_out(f'{path.name} is not --format {ending}: give either.')
         try: # would it work?
             encode_sound(torch.zeros(2048), path.suffix.lower(), sample_rate or 48_000, bit_depth or 16, dither=bool(more.get('dither')))
         except AudioError as e: raise wrong_out(f'{path.name}: {e}') from None
@@ -346,7 +348,7 @@ def sound_target(
 # %% ../nbs/15_cli.ipynb #c4a534ea
 def file_form(**given) -> dict: # fields of `ExportConfig`
     "The options about the file that were given"
-    return {k: v for k, v in given.items() if v is not None and v is not False}
+    return {k: v for k, v in given.items() if v is not None}
 
 def export_config(form:dict): # an `ExportConfig`
     "What a file should be like"
@@ -693,6 +695,7 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
     from distill.model import load_model
     from distill.training import all_of
     target, stop = model_target(out) if out else check_target(model), Stopper()
+    if done := finished_already(target, resume, 2): return done
     checkpoints, loaded = find_checkpoints(target, resume, save_every), load_model(model, device, with_prior=False)
     scores = loaded.metadata.get('scores', {})
     before = dict(scores) if 'bits_per_code' in scores else None
@@ -796,13 +799,19 @@ def clip_settings(sampling, duration=None, prompt_seconds=None, **given):
     with as_usage(): return ClipConfig(**seconds, **given, prompt_s=prompt_seconds, sampling=sampling)
 
 # %% ../nbs/15_cli.ipynb #321cbbe4
-def clip_targets(out, count, name, ending, seed, **form):
+def out_path(text:str) -> tuple[Path, bool]: # the path, and whether it is meant as a folder
+    "What was given with -o: a folder where there is one, or where it ends as one does, with a slash"
+    path = Path(text).expanduser()
+    return path, path.is_dir() or text.endswith(('/', os.sep))
+
+def clip_targets(out, count, name, ending, seed, as_folder=False, **form):
     "The file of each clip and the seed that it is made from"
     from distill.pipeline import SEED_STEP
     seeds = [seed + SEED_STEP*i for i in range(count)]
     if seeds[-1] > TOP_SEED:
         raise typer.BadParameter(f'{seed} leaves no room for {count} seeds.', param_hint="'--seed'")
-    if count == 1 and not out.is_dir(): return [(sound_target(out, **form), seed)]
+    if count == 1 and not (as_folder or out.is_dir()): return [(sound_target(out, ending=ending, **form), seed)]
+    ending = ending or 'wav'
     if out.suffix.lower()[1:] in SOUND_ENDINGS and not out.is_dir():
         raise wrong_out(f'{out} is a file, and --count {count} wants a folder.')
     sound_target(Path(tempfile.gettempdir())/f'x.{ending}', **form) # is it a format that can hold it?
@@ -865,22 +874,22 @@ def read_sidecar(path:Path) -> tuple[str, dict, bool]: # name of the file, field
     return str(about.get('file') or 'again.wav'), form, 'prompt_samples' in about or about.get('made_by') != 'prior'
 
 # %% ../nbs/15_cli.ipynb #b798a609
-def remake_clip(model, sidecar, out, prompt, any_model, form, device):
+def remake_clip(model, sidecar, out, as_folder, prompt, any_model, ending, form, device):
     "Make the clip of a sidecar again and write it; what `generate` answers"
     from distill.model import load_model
     from distill.pipeline import regenerate
     name, before, goes_on = read_sidecar(sidecar)
     if prompt and not goes_on: raise typer.BadParameter(f'{sidecar.name} did not go on from one: leave it out.', param_hint="'--prompt'")
-    if out.is_dir(): out = out/Path(name).name
+    if as_folder: out = check_target_folder(out)/(Path(name).with_suffix(f'.{ending}') if ending else Path(name)).name
     form = {**before, **form}
-    target = sound_target(out, **form, inputs=tuple(filter(None, (model, sidecar, prompt))))
+    target = sound_target(out, **form, ending=ending, inputs=tuple(filter(None, (model, sidecar, prompt))))
     if any_model: check_target(target.with_name(f'{target.name}.json'), (sidecar,)) # it will say something else
     prompt, loaded = read_prompt(prompt), load_model(model, device)
     with progress() as tell: clip = regenerate(loaded, sidecar, tell, prompt, any_model)
     return dict(files=[save_clip(clip, target, form)], settings=clip.settings, export=form)
 
 # %% ../nbs/15_cli.ipynb #09845708
-ClipOut = option(Path, 'A .wav, .flac, .aiff, .ogg or .mp3 file; a folder with --count.', '--out', '-o', metavar='FILE|DIR')
+ClipOut = option(str, 'A .wav, .flac, .aiff, .ogg or .mp3 file; a folder with --count, or when it ends with a slash.', '--out', '-o', metavar='FILE|DIR')
 Duration = option(Optional[str], 'Seconds, or auto: the sound ends where the model ends it; 10 when not given.',
                   metavar='S|auto', callback=_duration)
 Stitch = option(Optional[str], 'continue, the default: in one go; crossfade: independent pieces that fade over.',
@@ -914,7 +923,7 @@ Penalty = level_option('Above 1, codes that were just used become less likely; 1
 PenaltyContext = option(Optional[int], 'How many codes it looks back on; 64 when not given.', min=1, max=65_536)
 
 # %% ../nbs/15_cli.ipynb #c7dd62f4
-def make_new(model, out, prompt, count, ending, preset, chance, asked, form, device):
+def make_new(model, out, as_folder, prompt, count, ending, preset, chance, asked, form, device):
     "Make new clips and write them; what `generate` answers"
     from distill.model import load_model
     if asked['prompt_seconds'] and not prompt:
@@ -923,7 +932,7 @@ def make_new(model, out, prompt, count, ending, preset, chance, asked, form, dev
     if asked['overlap_ms'] is not None and cfg.stitch == 'continue':
         print('note: --overlap-ms does nothing without --stitch crossfade', file=sys.stderr)
     inputs = tuple(filter(None, (model, prompt)))
-    targets = clip_targets(out, count, model.stem, ending, cfg.sampling.seed, inputs=inputs, **form)
+    targets = clip_targets(out, count, model.stem, ending, cfg.sampling.seed, as_folder, inputs=inputs, **form)
     wav = read_prompt(prompt)
     return dict(files=make_clips(load_model(model, device), cfg, targets, form, wav), settings=cfg.to_dict(), export=form)
 
@@ -935,8 +944,8 @@ def generate(
     overlap_ms:Overlap=None, preset:Preset=None,
     temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None, typical_p:TypicalP=None,
     repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None, gumbel:Gumbel=False,
-    from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending='wav', sample_rate:SampleRate=None,
-    bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=False, title:Title=None, artist:Artist=None,
+    from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending=None, sample_rate:SampleRate=None,
+    bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=None, title:Title=None, artist:Artist=None,
     album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None, as_json:AsJson=False,
 ):
     "Make new sound with MODEL, and beside each file a small JSON file that says how it was made."
@@ -947,11 +956,12 @@ def generate(
                   gumbel=gumbel or None, seed=seed)
     form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
                      artist=artist, album=album, genre=genre, comment=comment)
+    out, as_folder = out_path(out)
     if from_sidecar:
         refuse_changes(count=count, preset=preset, **asked, **chance)
-        answer = remake_clip(model, from_sidecar.expanduser(), out, prompt, any_model, form, device)
+        answer = remake_clip(model, from_sidecar.expanduser(), out, as_folder, prompt, any_model, ending, form, device)
     elif any_model: raise typer.BadParameter('it goes with --from-sidecar.', param_hint="'--any-model'")
-    else: answer = make_new(model, out, prompt, count or 1, ending, preset, chance, asked, form, device)
+    else: answer = make_new(model, out, as_folder, prompt, count or 1, ending, preset, chance, asked, form, device)
     for f in answer['files']: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}{fact_words(f)}")
     return dict(answer, **{k: answer['export'].get(k, default) for k, default in (('sample_rate', 48_000), ('bit_depth', 16))})
 
@@ -1049,7 +1059,7 @@ Levels = option(Optional[str], 'Only these levels; 0 is the coarsest.', '--level
 
 @command
 def decode(model:Model, codes:Codes, out:SoundOut, levels:Levels=None, sample_rate:SampleRate=None, bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None,
-           dither:Dither=False, title:Title=None, artist:Artist=None, album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None,
+           dither:Dither=None, title:Title=None, artist:Artist=None, album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None,
            as_json:AsJson=False):
     "Write the sound that a codes file stands for."
     from distill.codes import CodeGrid, decode
@@ -1089,11 +1099,12 @@ def find_reconstructable(source, out, ending, form, tell):
     if not source.is_dir():
         report = report_file(source, source.parent)
         if not report.used: raise ValueError(f'{source}: {report.reason}')
-        return (report,), (), [sound_target(out, inputs=(source,), **dict(form, sample_rate=form.get('sample_rate') or report.sample_rate))]
+        return (report,), (), [sound_target(out, inputs=(source,), ending=ending, **dict(form, sample_rate=form.get('sample_rate') or report.sample_rate))]
     found = scan_folder(source, progress_callback=tell)
     if not found.used: raise ValueError(f'no usable sound in {source}\n{found}')
     if source.resolve() in [out.resolve(), *out.resolve().parents]:
         raise ValueError(f'{out} is inside {source}: choose a folder elsewhere with -o, so that nothing is overwritten')
+    ending = ending or 'wav'
     sound_target(Path(tempfile.gettempdir())/f'x.{ending}', **form)
     targets = reconstruction_targets(found.used, check_target_folder(out), ending)
     for target in targets: target.parent.mkdir(parents=True, exist_ok=True)
@@ -1105,8 +1116,8 @@ KeepStereo = option(bool, 'Two channels for sounds that have two: each has its o
 OutOrFolder = option(Path, 'A sound file, or a folder when the input is one.', '--out', '-o', metavar='OUT|FOLDER')
 
 @command
-def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending='wav', sample_rate:SampleRate=None,
-                bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=False, title:Title=None, artist:Artist=None,
+def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending=None, sample_rate:SampleRate=None,
+                bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=None, title:Title=None, artist:Artist=None,
                 album:Album=None, genre:Genre=None, comment:Comment=None, keep_stereo:KeepStereo=False, device:Device=None,
                 as_json:AsJson=False):
     "Send sounds through the codes and back: what does the model keep of them? Same length as the input."
@@ -1208,13 +1219,13 @@ TakesOut = option(Path, 'The folder for them.', '--out', '-o', metavar='DIR')
 
 @command
 def vary(model:Model, source:GridIn, out:TakesOut, count:Takes=4, keep_levels:Keep=1, seed:EditSeed=0, preset:Preset=None,
-         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending='wav', device:Device=None, as_json:AsJson=False):
+         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending=None, device:Device=None, as_json:AsJson=False):
     "Other takes of a sound: its coarse levels stay, MODEL draws the fine ones anew."
     from distill.model import load_model
     from distill.rewrite import variations
     cfg, loaded = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p), load_model(model, device)
     folder, grid = check_target_folder(out), read_grid(loaded, source)
-    targets = [grid_target(folder/f'{source.stem}-take{seed + i}.{ending}', (model, source)) for i in range(count)]
+    targets = [grid_target(folder/f'{source.stem}-take{seed + i}.{ending or "wav"}', (model, source)) for i in range(count)]
     with progress() as tell: takes = variations(loaded, grid, count, keep_levels, cfg, seed, tell)
     return dict(files=[write_grid(loaded, take, target) for take, target in zip(takes, targets)])
 
@@ -1281,18 +1292,20 @@ BenchModel = argument(Optional[Path], 'The model to measure; by default an untra
 Recipes = option(Optional[Path], 'Learn this folder with the plain recipe and with ours.', metavar='FOLDER')
 Peers = option(bool, 'The usual ways of doing it beside ours, and seams, loops, seeds, ten minutes: takes some.', '--peers')
 Sounds = option(Optional[list[Path]], 'With --peers: folders of sounds to measure on, that of the model first.', metavar='FOLDER')
-BenchMinutes = option(float, 'With --recipes: how long each may take, in minutes.', callback=_positive)
+BenchMinutes = option(Optional[float], 'With --recipes: how long each may take, in minutes; 5 when not given.', callback=_positive)
+BenchSeed = option(int, 'Of what is drawn at random: the clips, and with --recipes the networks and their training.', '--seed', min=0, max=TOP_SEED)
 
 @command
-def bench(model:BenchModel=None, peers:Peers=False, sounds:Sounds=None, recipes:Recipes=None, minutes:BenchMinutes=5.0, seed:Seed=0,
+def bench(model:BenchModel=None, peers:Peers=False, sounds:Sounds=None, recipes:Recipes=None, minutes:BenchMinutes=None, seed:BenchSeed=0,
           device:Device=None, as_json:AsJson=False):
     "Where the time of MODEL goes; with --peers or --recipes, beside how it is usually done."
     from distill.bench import bench_everything, bench_model, bench_recipes
     if recipes and (model or peers): raise typer.BadParameter('fits models of its own: give it alone.', param_hint="'--recipes'")
+    if minutes and not recipes: raise typer.BadParameter('it is for --recipes.', param_hint="'--minutes'")
     if sounds and not peers: raise typer.BadParameter('they are what --peers measures on.', param_hint="'--sounds'")
     with progress() as tell:
         more = dict(seed=seed, progress_callback=tell, device=device)
-        if recipes: table = bench_recipes(recipes, minutes, **more)
+        if recipes: table = bench_recipes(recipes, minutes or 5.0, **more)
         else: table = bench_everything(model, sounds, **more) if peers else bench_model(model, **more)
     print(table)
     return table.to_dict()
@@ -1383,9 +1396,11 @@ def write_lab_notebook(
     folder:Path, # made when it is not there
     model=None,  # what the workbench begins with: a file, or a name from the library
 ) -> tuple[Path, bool]: # the notebook, and whether it is new: one that is there is never written over
-    "The ready notebook"
-    path = check_target_folder(folder)/LAB_NOTEBOOK
-    if path.exists(): return path, False
+    "The ready notebook; where there is one that says nothing of this model, another beside it"
+    path, asked, i = check_target_folder(folder)/LAB_NOTEBOOK, model and json.dumps(repr(str(model)), ensure_ascii=False)[1:-1], 1
+    while path.exists():
+        if not asked or asked in path.read_text(encoding='utf-8', errors='replace'): return path, False
+        path, i = path.with_name(LAB_NOTEBOOK.replace('.', f'-{i + 1}.')), i + 1
     code = dict(execution_count=None, outputs=[])
     cells = [dict(cell_type=kind, id=f'distill-{i}', metadata={}, source=text.splitlines(keepends=True), **(code if kind == 'code' else {}))
              for i, (kind, text) in enumerate(lab_cells(model))]

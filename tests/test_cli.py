@@ -194,6 +194,14 @@ def test_train_then_train_prior(w, tmp_path):
     report('generate', model, '-o', tmp_path/'a.wav', '--duration', 0.5)
 
 
+def test_what_is_finished_is_not_learned_again_by_resume(w, tmp_path):
+    model = Path(shutil.copy(w.model, tmp_path/'a.distill'))
+    before = model.read_bytes()
+    for command in ['fit', w.sounds, '-o', model], ['train-prior', w.sounds, model], ['train-prior', w.sounds, w.model, '-o', model]:
+        assert report(*command, '--epochs', 1, '--resume')['finished'] and 'is finished' in run(*command, '--epochs', 1, '--resume').stdout
+    assert model.read_bytes()==before
+
+
 def test_from_scratch_leaves_the_base_model_out(w, tmp_path, monkeypatch):
     import distill.fitting
     about, begins = dict(name='all kinds', created='2026-11-20T10:00:00+00:00'), {}
@@ -369,6 +377,28 @@ def test_generate_many(w, tmp_path):
     assert len({f.read_bytes() for f in files})==3
     report('generate', w.model, '-o', tmp_path/'one.flac', '--duration', 0.5, '--seed', 1007)    # each can be made alone
     assert (tmp_path/'one.flac').read_bytes()==(tmp_path/'many'/'small-seed1007.flac').read_bytes()
+
+
+def test_what_o_and_format_mean_together(w, tmp_path, monkeypatch):
+    "A slash at the end means a folder; a name without an ending gets the one of --format; two endings are one too many."
+    monkeypatch.chdir(tmp_path)
+    def files(*options): return [Path(f['file']).as_posix() for f in report('generate', w.model, *options)['files']]
+    made = partial(files, '--duration', 0.2, '--seed', 3)
+    assert made('-o', 'takes/', '--format', 'flac')==['takes/small-seed3.flac'] and made('-o', 'takes/')==['takes/small-seed3.wav']
+    assert made('-o', 'one', '--format', 'flac')==['one.flac'] and sf.info('one.flac').format=='FLAC'
+    assert made('-o', 'two.aif', '--format', 'aiff')==['two.aif'] and made('-o', 'takes', '--count', 1)==['takes/small-seed3.wav']
+    assert files('--from-sidecar', 'one.flac.json', '-o', 'again/')==['again/one.flac']
+    wrong = run('generate', w.model, '-o', 'x.wav', '--format', 'flac')
+    assert wrong.exit_code==2 and 'give either' in wrong.stderr and not Path('x.wav').exists()
+    assert Path(report('reconstruct', w.model, w.one, '-o', 'heard', '--format', 'ogg')['files'][0]['file']).name=='heard.ogg'
+
+
+def test_a_dithered_file_as_another_format(w, tmp_path):
+    report('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3, '--dither')
+    again = 'generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '-o', tmp_path/'a.ogg'
+    wrong = run(*again)
+    assert wrong.exit_code==2 and '--no-dither' in wrong.stderr
+    assert report(*again, '--no-dither')['export']['dither'] is False and (tmp_path/'a.ogg').exists()
 
 
 def test_generate_into_a_folder_that_is_there(w, tmp_path):
@@ -615,7 +645,9 @@ def test_bench_asks_for_both_recipes(monkeypatch, tmp_path):
     monkeypatch.setattr(distill.bench, 'bench_recipes', bench_recipes)
     assert report('bench', '--recipes', tmp_path, '--minutes', 2, '--device', 'cpu')== \
         dict(folder=str(tmp_path), minutes=2.0, seed=0, device='cpu')
-    assert run('bench', '--recipes', tmp_path).stdout=='plain beside ours\n'
+    assert run('bench', '--recipes', tmp_path).stdout=='plain beside ours\n' and report('bench', '--recipes', tmp_path)['minutes']==5
+    wrong = run('bench', '--minutes', 2)
+    assert wrong.exit_code==2 and '--recipes' in wrong.stderr and '--epochs' not in run('bench', '--help').stdout
 
 
 def test_bench_measures_a_model(monkeypatch, tmp_path):
