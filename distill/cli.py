@@ -14,7 +14,7 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'High', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
            'Blend', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'BenchSeed', 'models', 'ModelName',
            'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort',
-           'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals',
+           'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain', 'on_signals',
            'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument',
            'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
            'export_config', 'progress', 'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor',
@@ -23,13 +23,14 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget',
            'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset',
            'changed', 'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip',
-           'file_facts', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip',
-           'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset',
-           'encode', 'write_sound', 'decode', 'reconstruct_file', 'reconstruction_targets', 'find_reconstructable',
-           'reconstruct', 'named_cells', 'grid_target', 'read_grid', 'write_grid', 'operate', 'edit', 'rewrite', 'vary',
-           'morph', 'evaluate', 'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models',
-           'add_files', 'add_model', 'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command',
-           'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'file_facts', 'say_clips', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar',
+           'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset',
+           'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions',
+           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
+           'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning',
+           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files', 'add_model',
+           'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder',
+           'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -58,6 +59,18 @@ class Refused(ValueError):
     def __init__(self, message, **answer):
         super().__init__(message)
         self.answer = answer
+
+@contextmanager
+def telling(
+    files:list,    # what there is to tell about each file that is written, while it grows
+    show:Callable, # prints it for people
+):
+    "Within, a failure or an interruption tells of the files that were written before it"
+    try: yield files
+    except BaseException as e:
+        show(files)
+        e.answer = {**(getattr(e, 'answer', None) or {}), **(dict(files=files) if files else {})}
+        raise
 
 # %% ../nbs/15_cli.ipynb #d7f7fd4f
 def explain(
@@ -835,6 +848,10 @@ def file_facts(done) -> dict: # for programs
     "What there is to tell about an `Exported`"
     return dict(channels=done.channels, lufs=done.lufs and round(done.lufs, 1), findings=list(done.notes))
 
+def say_clips(files:list[dict]): # from `save_clip`
+    "Print a line for each"
+    for f in files: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}{fact_words(f)}")
+
 def fact_words(f:dict) -> str: # such as ", -18.2 LUFS"
     return (', stereo' if f['channels'] == 2 else '') + (f", {f['lufs']:.1f} LUFS" if f['lufs'] is not None else '') + ''.join(f'\n  note: {o}' for o in f['findings'])
 
@@ -849,12 +866,12 @@ def make_clips(loaded, cfg, targets, form, prompt):
     "Make the clips and write them; what there is to tell about each"
     from distill.pipeline import generate_clips
     files, step, n = [], clips_at_once(cfg.duration_s), len(targets)
-    with progress() as tell:
+    with telling(files, say_clips), progress() as tell:
         for first in range(0, n, step):
             some, say = targets[first:first + step], part(tell, first/n, min(1.0, (first + step)/n))
             tag = f'Part {first//step + 1}/{math.ceil(n/step)}: ' if n > step else ''
             clips = generate_clips(loaded, cfg, [seed for _, seed in some], prompt, lambda f, text: say(f, tag + text))
-            files += [save_clip(clip, target, form) for clip, (target, _) in zip(clips, some)]
+            for clip, (target, _) in zip(clips, some): files.append(save_clip(clip, target, form))
     return files
 
 # %% ../nbs/15_cli.ipynb #0eeb6125
@@ -962,7 +979,7 @@ def generate(
         answer = remake_clip(model, from_sidecar.expanduser(), out, as_folder, prompt, any_model, ending, form, device)
     elif any_model: raise typer.BadParameter('it goes with --from-sidecar.', param_hint="'--any-model'")
     else: answer = make_new(model, out, as_folder, prompt, count or 1, ending, preset, chance, asked, form, device)
-    for f in answer['files']: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}{fact_words(f)}")
+    say_clips(answer['files'])
     return dict(answer, **{k: answer['export'].get(k, default) for k, default in (('sample_rate', 48_000), ('bit_depth', 16))})
 
 # %% ../nbs/15_cli.ipynb #c083e35f
@@ -1085,6 +1102,10 @@ def reconstruct_file(loaded, report, target, sample_rate=None, keep_stereo=False
     done = write_sound(wav, target, rate, n_samples=n_samples, **form)
     return dict(input=report.name, file=str(target), seconds=report.seconds, sample_rate=rate, notes=report.notes, **file_facts(done))
 
+def say_reconstructions(files:list[dict]): # from `reconstruct_file`
+    "Print a line for each"
+    for f in files: print(f"{f['file']}: {f['seconds']:.2f} s" + ''.join(f'; {o}' for o in f['notes']) + fact_words(f))
+
 def reconstruction_targets(reports, folder, ending):
     "A file in `folder` for each sound, under its own name where that is free"
     plain_names = [Path(r.name).with_suffix(f'.{ending}').as_posix() for r in reports]
@@ -1125,9 +1146,8 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
     form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
                      artist=artist, album=album, genre=genre, comment=comment)
     if keep_stereo and stereo: raise typer.BadParameter('two channels are kept, or made of one: give either.', param_hint="'--stereo'")
-    loaded = load_model(model, device, with_prior=False)
-    files = []
-    with progress() as tell:
+    loaded, files = load_model(model, device, with_prior=False), []
+    with telling(files, say_reconstructions), progress() as tell:
         source, out, reading = source.expanduser(), out.expanduser(), part(tell, 0, 0.1)
         used, skipped, targets = find_reconstructable(source, out, ending, form, reading)
         n = len(used)
@@ -1135,7 +1155,7 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
             tell(0.1 + 0.9*i/n, f'Reconstructing {i+1}/{n}: {report.name}')
             files.append(reconstruct_file(loaded, report, check_target(target, (model, source)), keep_stereo=keep_stereo, **form))
     for r in skipped: print(f'not used: {r.name}: {r.reason}')
-    for f in files: print(f"{f['file']}: {f['seconds']:.2f} s" + ''.join(f'; {o}' for o in f['notes']) + fact_words(f))
+    say_reconstructions(files)
     return dict(files=files, skipped=[dict(name=r.name, reason=r.reason) for r in skipped])
 
 # %% ../nbs/15_cli.ipynb #f9a3b7ea
@@ -1179,13 +1199,16 @@ OPERATIONS = dict(reverse=False, shift=True, repeat=True, stretch=True, crop=Fal
 Operation = argument(str, f"What to do: {', '.join(OPERATIONS)}.", metavar='OPERATION', callback=_one_of(*OPERATIONS))
 By = option(Optional[float], 'shift: columns, to the left below 0; repeat: how often; stretch: 2 is twice as long.', '--by', metavar='N', callback=_finite)
 
-def operate(grid, operation, region, by, seed, loaded):
-    "One operation on a grid"
+def check_by(operation:str, by:float=None): # the number as the operation takes it
+    "Whether an operation has the number that it wants"
     if OPERATIONS[operation] != (by is not None):
         raise typer.BadParameter(f"{operation} {'wants a number' if OPERATIONS[operation] else 'takes none'}.", param_hint="'--by'")
-    if operation in ('shift', 'repeat'):
-        if by != int(by): raise typer.BadParameter(f'{by} is not a whole number.', param_hint="'--by'")
-        by = int(by)
+    if operation not in ('shift', 'repeat'): return by
+    if by != int(by): raise typer.BadParameter(f'{by} is not a whole number.', param_hint="'--by'")
+    return int(by)
+
+def operate(grid, operation, region, by, seed, loaded):
+    "One operation on a grid"
     if operation == 'randomise': return grid.randomise(region, loaded, seed)
     return getattr(grid, operation)(*(() if by is None else (by,)), region)
 
@@ -1194,7 +1217,8 @@ def edit(model:Model, source:GridIn, operation:Operation, out:GridOut, by:By=Non
          levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
     "Rearrange the codes of a sound: reverse, shift, repeat, stretch, crop, remove or randomise a part of it."
     from distill.model import load_model
-    target, loaded = grid_target(out, (model, source)), load_model(model, device)
+    by, target = check_by(operation, by), grid_target(out, (model, source))
+    loaded = load_model(model, device)
     grid = read_grid(loaded, source)
     made = operate(grid, operation, named_cells(grid, start, end, low, high, levels), by, seed, loaded)
     return write_grid(loaded, made, target, cells_changed=len(made.diff(grid)))
@@ -1221,13 +1245,17 @@ TakesOut = option(Path, 'The folder for them.', '--out', '-o', metavar='DIR')
 def vary(model:Model, source:GridIn, out:TakesOut, count:Takes=4, keep_levels:Keep=1, seed:EditSeed=0, preset:Preset=None,
          temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending=None, device:Device=None, as_json:AsJson=False):
     "Other takes of a sound: its coarse levels stay, MODEL draws the fine ones anew."
-    from distill.model import load_model
+    from distill.model import load_model, read_model_info
     from distill.rewrite import variations
-    cfg, loaded = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p), load_model(model, device)
+    cfg, levels = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p), read_model_info(model)['vqvae_config']['n_quantizers']
+    if keep_levels >= levels: raise ValueError(f'--keep-levels {keep_levels}: expected 1 to {levels - 1}, for this model has {levels} levels')
+    loaded = load_model(model, device)
     folder, grid = check_target_folder(out), read_grid(loaded, source)
     targets = [grid_target(folder/f'{source.stem}-take{seed + i}.{ending or "wav"}', (model, source)) for i in range(count)]
     with progress() as tell: takes = variations(loaded, grid, count, keep_levels, cfg, seed, tell)
-    return dict(files=[write_grid(loaded, take, target) for take, target in zip(takes, targets)])
+    with telling([], lambda files: None) as files: # `write_grid` has told of them
+        for take, target in zip(takes, targets): files.append(write_grid(loaded, take, target))
+    return dict(files=files)
 
 # %% ../nbs/15_cli.ipynb #eaf2dbbe
 OtherGrid = argument(Path, 'Another sound file, or codes (.npz).', metavar='OTHER')

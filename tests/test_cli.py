@@ -471,6 +471,40 @@ def test_many_clips_come_in_parts(w, tmp_path, monkeypatch):
     assert [o.read_bytes() for o in a]==[o.read_bytes() for o in b] and len(a)==3
 
 
+@pytest.mark.parametrize('what', ['interrupted', 'failed'])
+def test_what_was_written_before_the_end_is_told(w, tmp_path, monkeypatch, what):
+    "In the answer, and in lines."
+    import distill.codes, distill.pipeline
+    monkeypatch.setattr(cli, 'clips_at_once', lambda seconds: 2)
+    def breaks_at(n, f):
+        calls = []
+        def g(*args, **kw):
+            if len(calls)==n: raise KeyboardInterrupt if what=='interrupted' else OSError(28, 'No space left on device')
+            calls.append(1)
+            return f(*args, **kw)
+        return g
+    def told(*args):
+        done, code = run(*args, '--json'), 130 if what=='interrupted' else 1
+        answer = json.loads(done.stdout)
+        assert done.exit_code==code and answer['error'] and all(f['file'] in done.stderr for f in answer.get('files', []))
+        return [Path(f['file']) for f in answer.get('files', [])]
+    with monkeypatch.context() as m:
+        m.setattr(distill.pipeline, 'generate_clips', breaks_at(1, distill.pipeline.generate_clips))
+        written = told('generate', w.model, '-o', tmp_path/'a', '--count', 5, '--duration', 0.2, '--seed', 7)
+        assert written==[tmp_path/'a'/f'small-seed{s}.wav' for s in (7, 1007)] and set(written)==set((tmp_path/'a').glob('*.wav'))
+    with monkeypatch.context() as m:    # in the middle of a part
+        m.setattr(distill.pipeline.Clip, 'export', breaks_at(1, distill.pipeline.Clip.export))
+        assert told('generate', w.model, '-o', tmp_path/'b', '--count', 2, '--duration', 0.2, '--seed', 7)==[tmp_path/'b'/'small-seed7.wav']
+        assert told('generate', w.model, '-o', tmp_path/'c', '--count', 2, '--duration', 0.2, '--seed', 7)==[]
+    with monkeypatch.context() as m:
+        m.setattr(distill.codes, 'reconstruct', breaks_at(2, distill.codes.reconstruct))
+        written = told('reconstruct', w.model, w.sounds, '-o', tmp_path/'d')
+        assert len(written)==2 and set(written)==set((tmp_path/'d').rglob('*.wav'))
+    with monkeypatch.context() as m:
+        m.setattr(cli, 'write_sound', breaks_at(1, cli.write_sound))
+        assert len(told('vary', w.model, w.one, '-o', tmp_path/'e', '--count', 2))==1
+
+
 def test_loop_and_crossfade(w, tmp_path):
     about = report('generate', w.model, '-o', tmp_path/'a.wav', '--loop', '--duration', 1.2, '--seed', 1)
     assert about['settings']['loop'] and sf.info(tmp_path/'a.wav').frames==57_600
