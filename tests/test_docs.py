@@ -151,6 +151,19 @@ def unmade_sidecars(text):
     return found
 
 
+def told_otherwise(page):
+    "Cells of a session whose stored output shows other commands than they run."
+    found = []
+    for cell in cells(page):
+        if cell['cell_type']!='code': continue
+        source, said = ''.join(cell['source']), ''.join(''.join(o.get('text', '')) for o in cell.get('outputs', []))
+        shown = re.findall(r'^\$ distill (.*)$', said, re.M)
+        if not shown and not re.search(r'^[^#\n]*\bsh\(', re.sub(r'^def sh\(', '', source, flags=re.M), re.M): continue
+        texts = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        if shown!=sorted((o for o in texts if o.split(' ')[0] in program().commands and ' ' in o), key=source.index): found.append((shown, source))
+    return found
+
+
 # --- the tests
 @each_page
 def test_links(page): assert not wrong_links(page, text_of(page))
@@ -170,6 +183,13 @@ def test_commands_that_are_shown_exist(page): assert not wrong_commands(text_of(
 
 @pytest.mark.parametrize('page', [*PAGES, ROOT/'README.md'], ids=lambda p: p.name)
 def test_sidecars_that_are_shown_are_made(page): assert not unmade_sidecars(text_of(page) if page.suffix!='.md' else page.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('page', NUMBERED, ids=lambda p: p.stem)
+def test_a_session_shows_the_commands_that_it_runs(page): assert not told_otherwise(page), 'run the cells again'
+
+
+def test_there_is_a_session(): assert sum(''.join(o.get('text', '')).count('$ distill ') for c in cells(NBS/'15_cli.ipynb') for o in c.get('outputs', []))>15
 
 
 @pytest.mark.skipif(os.name=='nt', reason='a shell of its own')
@@ -287,6 +307,9 @@ def test_each_rule_bites(tmp_path):
     assert unknown_names('`generate_sounds`') and unknown_names('`Distill.sing`') and unknown_names('`distill.gone`') and unknown_names('`ClipSettings()`')
     assert not unknown_names('`generate_clips` `Distill.generate` `distill.codes` `d.panel()` `Clip.save(path)` `x`', 'd = 1')
     assert wrong_commands('```bash\ndistill sing\n```') and wrong_commands('```bash\ndistill fit a -o b --louder\n```')
+    session = lambda name, said: (tmp_path/name).write_text(json.dumps(dict(cells=[dict(cell_type='code', source="sh('info a')", outputs=[dict(text=said)] if said else [])])), encoding='utf-8')
+    for name, said in ('same.ipynb', '$ distill info a\nNone'), ('other.ipynb', '$ distill info b\nNone'), ('none.ipynb', ''): session(name, said)
+    assert [bool(told_otherwise(tmp_path/f'{name}.ipynb')) for name in ('same', 'other', 'none')]==[False, True, True]
     assert unmade_sidecars('```bash\ndistill generate a -o b/ --count 2\ndistill generate a -o c.wav --from-sidecar b/a-seed7.wav.json\n```')
     assert not unmade_sidecars('```bash\ndistill generate a -o b/ --seed 7\ndistill generate a -o c.wav --from-sidecar b/a-seed7.wav.json\n```')
     assert not wrong_commands('```bash\ndistill fit a -o b --minutes 5 && distill library list --json   # all\n```')
