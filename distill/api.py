@@ -250,9 +250,12 @@ class _Playing:
         self,
         sidecar,                          # the JSON file beside a clip
         progress: bool = True,            # show a bar
+        prompt=None,                      # the sound that it went on from, if it did: a file, a mono waveform (t,) at 48 kHz, or a `Clip`
+        any_model: bool = False,          # also when it was another model, or another prompt
     ) -> Clip:
-        "The clip that a sidecar describes; raises `ValueError` when it was made by another model"
-        with progress_bar(progress) as tell: return regenerate(self.loaded, sidecar, tell)
+        "The clip that a sidecar describes; raises `ValueError` when it was made by another model, or went on from another sound"
+        if prompt is not None: prompt = _waveform(prompt, self.loaded.spectrogram_config.sample_rate)
+        with progress_bar(progress) as tell: return regenerate(self.loaded, sidecar, tell, prompt, any_model)
 
     def panel(self, folder='.'):  # where files go at first -> a widget
         "Everything in tabs, for notebooks: generate, look at codes and rewrite them, the models of this machine"

@@ -12,23 +12,25 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
            'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
            'High', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
-           'Blend', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'models', 'ModelName', 'NewName',
-           'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE',
-           'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
-           'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'check_target',
-           'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form', 'export_config', 'progress',
-           'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation',
-           'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'keep_or_drop', 'file_lines',
-           'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
-           'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines',
-           'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings', 'clip_targets',
-           'read_prompt', 'save_clip', 'file_facts', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes',
-           'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets',
-           'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file',
+           'Blend', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'BenchSeed', 'models', 'ModelName',
+           'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort',
+           'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain', 'on_signals',
+           'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument',
+           'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
+           'export_config', 'progress', 'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor',
+           'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue',
+           'takes_place', 'unfinished_target', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted',
+           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget',
+           'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset',
+           'changed', 'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip',
+           'file_facts', 'say_clips', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar',
+           'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset',
+           'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions',
            'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
-           'write_grid', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning', 'info_rows', 'info',
-           'bench', 'model_row', 'tell_models', 'list_models', 'add_model', 'rename_model', 'remove_model', 'lab_cells',
-           'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning',
+           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files', 'add_model',
+           'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder',
+           'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, json, math, os, re, signal, sys, tempfile, time
@@ -58,6 +60,18 @@ class Refused(ValueError):
         super().__init__(message)
         self.answer = answer
 
+@contextmanager
+def telling(
+    files:list,    # what there is to tell about each file that is written, while it grows
+    show:Callable, # prints it for people
+):
+    "Within, a failure or an interruption tells of the files that were written before it"
+    try: yield files
+    except BaseException as e:
+        show(files)
+        e.answer = {**(getattr(e, 'answer', None) or {}), **(dict(files=files) if files else {})}
+        raise
+
 # %% ../nbs/15_cli.ipynb #d7f7fd4f
 def explain(
     error:Exception, # what a command raised
@@ -66,10 +80,11 @@ def explain(
     if isinstance(error, OSError) and error.errno:
         name = f'{os.fsdecode(error.filename)}: ' if error.filename else ''
         return [f'{name}{error.strerror}']
-    if isinstance(error, MemoryError):
-        return ['there is not enough memory: close other programs, or use fewer or shorter sounds']
     ours = type(error).__module__.startswith('distill')
     text = str(error).strip() or type(error).__name__
+    of_torch = type(error).__name__ == 'OutOfMemoryError' or isinstance(error, RuntimeError) and re.search('out of memory|(enough|allocate) memory', text)
+    if of_torch or isinstance(error, MemoryError):
+        return ['there is not enough memory: close other programs, or use fewer or shorter sounds' + ', or --device cpu' * bool(of_torch)]
     if ours or isinstance(error, (ValueError, OSError, FloatingPointError)): return text.splitlines()
     text = f'{type(error).__name__}: {text}'.splitlines()[0]
     return [f'this should not happen, please report it ({text}). With DISTILL_DEBUG=1 set, there is a traceback']
@@ -125,9 +140,9 @@ def run_named(
     f:Callable,    # a command
     settings:dict, # its arguments
 ) -> dict: # its answer
-    "Run it with a file for MODEL, which may be the name of a model in the library where there is no such file"
+    "Run it with a file for MODEL, which may lack its ending, or be the name of a model in the library where there is no such file"
     model = settings.get('model')
-    if not isinstance(model, Path) or model.exists(): return f(**settings)
+    if not isinstance(model, Path) or model.is_file(): return f(**settings)
     from distill.library import find_model
     from distill.model import ModelFileError
     try: found, why = find_model(model), None
@@ -146,6 +161,7 @@ def attempt(
     except KeyboardInterrupt as e:
         answer = getattr(e, 'answer', None) or {}
         words = f"interrupted: what was learned so far is in {answer['model']}" if 'model' in answer else 'interrupted'
+        if answer.get('kept'): words += f", and {answer['kept']} stays as it is"
         tell(words + '; the same command with --resume goes on' * bool(answer.get('resume')))
         return dict(error='interrupted', **answer), getattr(e, 'code', 130)
     except (typer.Exit, typer.Abort, UsageError, BrokenPipeError): raise
@@ -258,7 +274,7 @@ def option(kind, help, *names, **more): return Annotated[kind, typer.Option(*nam
 def argument(kind, help, **more): return Annotated[kind, typer.Argument(help=help, **more)]
 
 Folder = argument(Path, 'A folder of sounds, searched with its sub-folders.', metavar='FOLDER')
-Model = argument(Path, 'A model file (.distill), or the name of a model in the library.', metavar='MODEL')
+Model = argument(Path, 'A model file, with or without .distill, or the name of a model in the library.', metavar='MODEL')
 ModelOut = option(Path, 'The model file to write; .distill is added when it has no ending.',
                   '--out', '-o', metavar='MODEL')
 SoundOut = option(Path, 'The sound file to write: .wav, .flac, .aiff, .ogg or .mp3.', '--out', '-o', metavar='FILE')
@@ -270,12 +286,12 @@ Listed = option(bool, 'Put the model on the list of `distill library`.', '--libr
 Scratch = option(bool, 'Leave the base model out, that the package brings, and learn from nothing.', '--from-scratch')
 BitDepth = option(Optional[int], '16, 24 or 32 (32: wav and aiff alone); 16 when not given.', callback=_bit_depth)
 SampleRate = option(Optional[int], 'Samples per second of the file.', min=8_000, max=192_000)
-Ending = option(str, 'Of files in a folder: wav, flac, aiff, ogg or mp3.', '--format', callback=_one_of(*SOUND_ENDINGS))
+Ending = option(Optional[str], 'wav, flac, aiff, ogg or mp3, where the name given with -o does not say it; wav when not given.', '--format', callback=_one_of(*SOUND_ENDINGS))
 Lufs = option(Optional[float], 'Loudness of the file, as far as its peaks allow: -14 for streaming, -23 for broadcasting.', min=-60, max=0,
               callback=_finite)
 Width = option(Optional[float], 'Two channels with decorrelated sides, 0 to 1; in mono it is the same sound.', '--stereo', min=0, max=1,
                metavar='WIDTH', callback=_finite)
-Dither = option(bool, 'Dither, for 16 bits.', '--dither')
+Dither = option(Optional[bool], 'Dither, for 16 bits; off when not given.', '--dither/--no-dither', show_default=False)
 Title, Artist, Album, Genre, Comment = (option(Optional[str], f'Tag of the file{more}.', metavar='TEXT')
                                         for more in ('', '', '', '', '; by default the model and the seed'))
 AsJson = option(bool, 'Print one JSON object, and everything else on standard error.', '--json')
@@ -327,14 +343,16 @@ def sound_target(
     sample_rate:int=None, # samples per second, 48 000 when not given
     bit_depth:int=None,   # 16, 24, 32; 16 when not given
     inputs:tuple=(),      # files that must survive
+    ending:str=None,      # as given with --format, for a path that has none; 'wav' when not given
     **more,               # other fields of `ExportConfig`
 ) -> Path: # with an ending, writable, in a format that can hold it
     "The sound file to write"
     import torch
     from distill.audio import AudioError
     from distill.export import encode_sound
-    if not path.suffix and not path.is_dir(): path = path.with_name(path.name + '.wav')
+    if not path.suffix and not path.is_dir(): path = path.with_name(f"{path.name}.{ending or 'wav'}")
     if not path.is_dir():
+        if ending and path.suffix.lower().replace('.aiff', '.aif') != f'.{ending}'.replace('.aiff', '.aif'): raise wrong_out(f'{path.name} is not --format {ending}: give either.')
         try: # would it work?
             encode_sound(torch.zeros(2048), path.suffix.lower(), sample_rate or 48_000, bit_depth or 16, dither=bool(more.get('dither')))
         except AudioError as e: raise wrong_out(f'{path.name}: {e}') from None
@@ -343,7 +361,7 @@ def sound_target(
 # %% ../nbs/15_cli.ipynb #c4a534ea
 def file_form(**given) -> dict: # fields of `ExportConfig`
     "The options about the file that were given"
-    return {k: v for k, v in given.items() if v is not None and v is not False}
+    return {k: v for k, v in given.items() if v is not None}
 
 def export_config(form:dict): # an `ExportConfig`
     "What a file should be like"
@@ -407,14 +425,15 @@ def doctor(folder:Folder, device:Device=None, quick:Quick=False, as_json:AsJson=
     return found.to_dict()
 
 # %% ../nbs/15_cli.ipynb #c76eb56b
-def list_model(path:Path):
+def list_model(path:Path) -> str: # its name there; None where that fails
     "Put a model that was just written into the library; where that fails, a line says so and nothing else"
     import warnings
     from distill.library import register_model
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        register_model(path)
+        entry = register_model(path)
     for o in said: print(f'note: {o.message}', file=sys.stderr)
+    return entry and entry.name
 
 Resume = option(Optional[bool], 'Go on with a fit of this name that was interrupted or killed; or forget it and start anew.', '--resume/--no-resume', show_default=False)
 Events = option(Optional[Path], 'Write whatever happens to this file, one JSON object a line.', '--events', metavar='FILE')
@@ -467,7 +486,8 @@ def events(path:Path=None, tensorboard:Path=None, as_json:bool=False):
     from distill.audio import explain_write_error
     from distill.training import TensorBoardLog
     if not is_main(): path = tensorboard = as_json = None
-    log = TensorBoardLog(tensorboard) if tensorboard else None
+    try: log = TensorBoardLog(tensorboard) if tensorboard else None
+    except ImportError as e: raise ValueError(f'--tensorboard: {e}') from e
     try: file = open(path, 'a', encoding='utf-8') if path else None
     except OSError as e: raise ValueError(explain_write_error(e, path)) from e
     def tell(event):
@@ -500,6 +520,25 @@ def save_or_rescue(loaded, target:Path, unfinished:bool): # raises `Refused`
                 raise Refused(f'{e}. What was learned is in {other} instead{more}', model=str(other)) from e
         raise Refused(f'{e}. Make room, and go on with --resume: what was learned is in the checkpoints') from e
 
+# %% ../nbs/15_cli.ipynb #28ae8d94
+def takes_place(
+    loaded,      # a model whose training was cut short
+    target:Path, # the file that was asked for
+) -> bool:
+    "Whether it may be written there: over nothing but a model that was cut short as well, or the codes that it adds a prior to"
+    from distill.fitting import is_finished
+    from distill.model import ModelFileError, load_model
+    if not target.exists(): return True
+    try: old = load_model(target, 'cpu')
+    except ModelFileError: return False
+    return not is_finished(old) or (old.prior is None and loaded.prior is not None and old.fingerprint == loaded.fingerprint)
+
+def unfinished_target(loaded, target:Path) -> Path: # such as mine-unfinished.distill
+    "Where a model goes whose training was cut short"
+    while not takes_place(loaded, target): target = target.with_name(f'{target.stem}-unfinished{target.suffix}')
+    return target
+
+# %% ../nbs/15_cli.ipynb #38c3b470
 def keep_or_drop(
     loaded,         # what a training gave
     target:Path,    # where it goes
@@ -507,19 +546,20 @@ def keep_or_drop(
     checkpoints,    # those of the training
     before=None,    # the scores that the model had before, if it had any
     library=True,   # put it on the list of the library
-):
+) -> dict: # `model`: the file; `library`: its name there, or None; `kept`: the file that it did not take the place of
     "Save a model, unless it was interrupted before there was anything to save, or anything better than before; checkpoints go when it is whole"
     from distill.fitting import clear_checkpoints, is_finished, unfinished
-    if not is_main(): return
+    if not is_main(): return dict(model=target, library=None)
     scores, whole = loaded.metadata['scores'], is_finished(loaded)
     worse = before and scores.get('bits_per_code', math.inf) >= before.get('bits_per_code', math.inf)
     if not whole and (worse or not is_number(scores.get('log_mel_l1'))):
         print('nothing better was learned yet, and nothing was written' if worse else
               'nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(code, dict(resume=unfinished(checkpoints)))
-    save_or_rescue(loaded, target, bool(unfinished(checkpoints)))
+    path = target if whole else unfinished_target(loaded, target)
+    save_or_rescue(loaded, path, bool(unfinished(checkpoints)))
     if whole: clear_checkpoints(checkpoints)
-    if library: list_model(target)
+    return dict(model=path, library=list_model(path) if library else None, **(dict(kept=str(target)) if path != target else {}))
 
 # %% ../nbs/15_cli.ipynb #200de8c4
 def file_lines(files) -> list[str]: # what was used, what was not, in lines
@@ -567,29 +607,30 @@ def health_lines(
     return [f'Health   {level}: {"; ".join(what)}' for level, what in by_level.items()]
 
 # %% ../nbs/15_cli.ipynb #b1493d06
-def fit_lines(loaded, collection, target, warnings) -> list[str]: # lines
-    "How a fit went, where the model is, what to do next"
+def fit_lines(loaded, collection, target, name=None) -> list[str]: # lines
+    "How a fit went, where the model is and what the library calls it, what to do next"
     about, size, mine = loaded.metadata, loaded.vqvae_config.codebook_size, quoted(target)
     next_step = f'generate {mine} -o new.wav'
     if loaded.prior is None: next_step = f'train-prior {quoted(collection.files.folder)} {mine}'
     megabytes, trained = target.stat().st_size/1e6, clock(60*about['minutes'])
-    return [*file_lines(collection.files), *score_lines(about['scores'], size), *health_lines(warnings),
+    return [*file_lines(collection.files), *score_lines(about['scores'], size), *health_lines(about['warnings']),
             *(f'Trouble  {note}' for note in about.get('notes', [])),
             f'Model    {target} ({megabytes:.1f} MB), {trained} of training on {loaded.device}',
+            *([f'Library  it is called {name!r} there: {target.stem!r} is the name of another, or this one was renamed'] if name not in (None, target.stem) else []),
             f'Next     distill {next_step}']
 
 def fit_report(
     loaded,       # the model
     collection,   # the `MelCollection` it was made of
-    target:Path,  # where it is
+    saved:dict,   # where it is, from `keep_or_drop`
     code:int,     # exit code, when it was cut short
     checkpoints,  # those that are left then
 ) -> dict: # for programs
     "Print how a fit went; returns the same as a dict, or raises `Interrupted` with it"
     from distill.fitting import is_finished, unfinished
     about, networks = loaded.metadata, [n for n in (loaded.model, loaded.prior) if n is not None]
-    if is_main(): print(*fit_lines(loaded, collection, target, about['warnings']), sep='\n')
-    report = dict(model=str(target), files=collection.files.to_dict(), held_out=about['files']['valid'], device=str(loaded.device),
+    if is_main(): print(*fit_lines(loaded, collection, saved['model'], saved['library']), sep='\n')
+    report = dict(saved, model=str(saved['model']), files=collection.files.to_dict(), held_out=about['files']['valid'], device=str(loaded.device),
                   **{k: about.get(k) for k in ('name', 'scores', 'minutes', 'steps', 'stopped', 'warnings', 'notes')},
                   parameters=sum(p.numel() for n in networks for p in n.parameters()))
     if not is_finished(loaded): raise Interrupted(code, dict(report, interrupted=True, resume=unfinished(checkpoints)))
@@ -623,18 +664,19 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=Fal
     from distill.training import all_of, pick_device
     target, stop, device = model_target(out), Stopper(), pick_device(device)
     if done := finished_already(target, resume, stages): return done, None, None
-    checkpoints, listen = find_checkpoints(target, resume, save_every), listen or events()
-    with progress(quiet=quiet) as tell:
-        collection = load_collection(folder, dataset or augmentation(), progress_callback=part(tell, 0, 0.9))
-        estimate = estimate_for(collection, epochs, device, from_scratch, part(tell, 0.9, 1))
-    say_before(collection, checkpoints, estimate)
-    with listen as told, watch(minutes=None if epochs else minutes, quiet=quiet) as (bar, seen), stop.listening():
-        tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        loaded = (fit_model if stages == 2 else fit_codes)(
-            folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
-            should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-        keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
-    return fit_report(loaded, collection, target, stop.code, checkpoints), loaded, collection
+    checkpoints = find_checkpoints(target, resume, save_every)
+    with listen or events() as told:
+        with progress(quiet=quiet) as tell:
+            collection = load_collection(folder, dataset or augmentation(), progress_callback=part(tell, 0, 0.9))
+            estimate = estimate_for(collection, epochs, device, from_scratch, part(tell, 0.9, 1))
+        say_before(collection, checkpoints, estimate)
+        with watch(minutes=None if epochs else minutes, quiet=quiet) as (bar, seen), stop.listening():
+            tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
+            loaded = (fit_model if stages == 2 else fit_codes)(
+                folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
+                should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
+            saved = keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
+    return fit_report(loaded, collection, saved, stop.code, checkpoints), loaded, collection
 
 # %% ../nbs/15_cli.ipynb #be8f22bb
 @command
@@ -666,6 +708,7 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
     from distill.model import load_model
     from distill.training import all_of
     target, stop = model_target(out) if out else check_target(model), Stopper()
+    if done := finished_already(target, resume, 2): return done
     checkpoints, loaded = find_checkpoints(target, resume, save_every), load_model(model, device, with_prior=False)
     scores = loaded.metadata.get('scores', {})
     before = dict(scores) if 'bits_per_code' in scores else None
@@ -675,8 +718,8 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
         with stop.listening():
             loaded = fit_prior(loaded, folder, minutes, epochs, seed, progress_callback=part(tell, 0.05, 1), should_stop=stop, collection=collection,
                                checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-            keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
-    return fit_report(loaded, collection, target, stop.code, checkpoints)
+            saved = keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
+    return fit_report(loaded, collection, saved, stop.code, checkpoints)
 
 # %% ../nbs/15_cli.ipynb #c762a32e
 def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writable
@@ -723,8 +766,10 @@ def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinut
     if stop() and not is_number([None, *base.about['held_out_log_mel_l1']][-1]):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
         raise Interrupted(stop.code)
+    kept = dict(kept=str(target)) if stop() and target.exists() else {}
+    if kept: target = target.with_stem(f'{target.stem}-unfinished')
     save_base(base, target)
-    report = dict(base.about, model=str(target), interrupted=bool(stop()))
+    report = dict(base.about, model=str(target), interrupted=bool(stop()), **kept)
     print(*base_lines(base.about, target, base_path()), sep='\n')
     if stop(): raise Interrupted(stop.code, report)
     return report
@@ -767,13 +812,19 @@ def clip_settings(sampling, duration=None, prompt_seconds=None, **given):
     with as_usage(): return ClipConfig(**seconds, **given, prompt_s=prompt_seconds, sampling=sampling)
 
 # %% ../nbs/15_cli.ipynb #321cbbe4
-def clip_targets(out, count, name, ending, seed, **form):
+def out_path(text:str) -> tuple[Path, bool]: # the path, and whether it is meant as a folder
+    "What was given with -o: a folder where there is one, or where it ends as one does, with a slash"
+    path = Path(text).expanduser()
+    return path, path.is_dir() or text.endswith(('/', os.sep))
+
+def clip_targets(out, count, name, ending, seed, as_folder=False, **form):
     "The file of each clip and the seed that it is made from"
     from distill.pipeline import SEED_STEP
     seeds = [seed + SEED_STEP*i for i in range(count)]
     if seeds[-1] > TOP_SEED:
         raise typer.BadParameter(f'{seed} leaves no room for {count} seeds.', param_hint="'--seed'")
-    if count == 1 and not out.is_dir(): return [(sound_target(out, **form), seed)]
+    if count == 1 and not (as_folder or out.is_dir()): return [(sound_target(out, ending=ending, **form), seed)]
+    ending = ending or 'wav'
     if out.suffix.lower()[1:] in SOUND_ENDINGS and not out.is_dir():
         raise wrong_out(f'{out} is a file, and --count {count} wants a folder.')
     sound_target(Path(tempfile.gettempdir())/f'x.{ending}', **form) # is it a format that can hold it?
@@ -797,6 +848,10 @@ def file_facts(done) -> dict: # for programs
     "What there is to tell about an `Exported`"
     return dict(channels=done.channels, lufs=done.lufs and round(done.lufs, 1), findings=list(done.notes))
 
+def say_clips(files:list[dict]): # from `save_clip`
+    "Print a line for each"
+    for f in files: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}{fact_words(f)}")
+
 def fact_words(f:dict) -> str: # such as ", -18.2 LUFS"
     return (', stereo' if f['channels'] == 2 else '') + (f", {f['lufs']:.1f} LUFS" if f['lufs'] is not None else '') + ''.join(f'\n  note: {o}' for o in f['findings'])
 
@@ -811,12 +866,12 @@ def make_clips(loaded, cfg, targets, form, prompt):
     "Make the clips and write them; what there is to tell about each"
     from distill.pipeline import generate_clips
     files, step, n = [], clips_at_once(cfg.duration_s), len(targets)
-    with progress() as tell:
+    with telling(files, say_clips), progress() as tell:
         for first in range(0, n, step):
             some, say = targets[first:first + step], part(tell, first/n, min(1.0, (first + step)/n))
             tag = f'Part {first//step + 1}/{math.ceil(n/step)}: ' if n > step else ''
             clips = generate_clips(loaded, cfg, [seed for _, seed in some], prompt, lambda f, text: say(f, tag + text))
-            files += [save_clip(clip, target, form) for clip, (target, _) in zip(clips, some)]
+            for clip, (target, _) in zip(clips, some): files.append(save_clip(clip, target, form))
     return files
 
 # %% ../nbs/15_cli.ipynb #0eeb6125
@@ -826,31 +881,32 @@ def refuse_changes(**given):
     if not flags: return
     raise typer.BadParameter(f'{flags}: the settings are those of the file.', param_hint="'--from-sidecar'")
 
-def read_sidecar(path:Path) -> tuple[str, dict]: # name of the file, fields of `ExportConfig`
+def read_sidecar(path:Path) -> tuple[str, dict, bool]: # name of the file, fields of `ExportConfig`, whether it may have gone on from a prompt
     "What the sound beside a sidecar was like; what else is in there is for `regenerate` to judge"
     try: about = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError): about = {}
     about = about if isinstance(about, dict) else {}
     form = about.get('export') # older ones have these two alone
     if not isinstance(form, dict): form = {k: about[k] for k in ('sample_rate', 'bit_depth') if isinstance(about.get(k), int)}
-    return str(about.get('file') or 'again.wav'), form
+    return str(about.get('file') or 'again.wav'), form, 'prompt_samples' in about or about.get('made_by') != 'prior'
 
 # %% ../nbs/15_cli.ipynb #b798a609
-def remake_clip(model, sidecar, out, prompt, any_model, form, device):
+def remake_clip(model, sidecar, out, as_folder, prompt, any_model, ending, form, device):
     "Make the clip of a sidecar again and write it; what `generate` answers"
     from distill.model import load_model
     from distill.pipeline import regenerate
-    name, before = read_sidecar(sidecar)
-    if out.is_dir(): out = out/Path(name).name
+    name, before, goes_on = read_sidecar(sidecar)
+    if prompt and not goes_on: raise typer.BadParameter(f'{sidecar.name} did not go on from one: leave it out.', param_hint="'--prompt'")
+    if as_folder: out = check_target_folder(out)/(Path(name).with_suffix(f'.{ending}') if ending else Path(name)).name
     form = {**before, **form}
-    target = sound_target(out, **form, inputs=tuple(filter(None, (model, sidecar, prompt))))
+    target = sound_target(out, **form, ending=ending, inputs=tuple(filter(None, (model, sidecar, prompt))))
     if any_model: check_target(target.with_name(f'{target.name}.json'), (sidecar,)) # it will say something else
     prompt, loaded = read_prompt(prompt), load_model(model, device)
     with progress() as tell: clip = regenerate(loaded, sidecar, tell, prompt, any_model)
     return dict(files=[save_clip(clip, target, form)], settings=clip.settings, export=form)
 
 # %% ../nbs/15_cli.ipynb #09845708
-ClipOut = option(Path, 'A .wav, .flac, .aiff, .ogg or .mp3 file; a folder with --count.', '--out', '-o', metavar='FILE|DIR')
+ClipOut = option(str, 'A .wav, .flac, .aiff, .ogg or .mp3 file; a folder with --count, or when it ends with a slash.', '--out', '-o', metavar='FILE|DIR')
 Duration = option(Optional[str], 'Seconds, or auto: the sound ends where the model ends it; 10 when not given.',
                   metavar='S|auto', callback=_duration)
 Stitch = option(Optional[str], 'continue, the default: in one go; crossfade: independent pieces that fade over.',
@@ -865,7 +921,7 @@ PromptSeconds = option(Optional[float], 'How much of its beginning to use; all w
 Count = option(Optional[int], 'How many files; more than one go into the folder DIR.', min=1, max=100_000)
 ClipSeed = option(Optional[int], 'The same seed gives the same sound; by default a new one.', min=0, max=TOP_SEED)
 Sidecar = option(Optional[Path], 'The .json file beside a clip: makes it again.', '--from-sidecar', metavar='FILE')
-AnyModel = option(bool, 'With --from-sidecar: also with another model than the one that made it.', '--any-model')
+AnyModel = option(bool, 'With --from-sidecar: also with another model, or another prompt, than it was made with.', '--any-model')
 
 # %% ../nbs/15_cli.ipynb #13ef4744
 def level_option(what, *number): # the setting may be one number, or one per quantizer level
@@ -884,7 +940,7 @@ Penalty = level_option('Above 1, codes that were just used become less likely; 1
 PenaltyContext = option(Optional[int], 'How many codes it looks back on; 64 when not given.', min=1, max=65_536)
 
 # %% ../nbs/15_cli.ipynb #c7dd62f4
-def make_new(model, out, prompt, count, ending, preset, chance, asked, form, device):
+def make_new(model, out, as_folder, prompt, count, ending, preset, chance, asked, form, device):
     "Make new clips and write them; what `generate` answers"
     from distill.model import load_model
     if asked['prompt_seconds'] and not prompt:
@@ -893,7 +949,7 @@ def make_new(model, out, prompt, count, ending, preset, chance, asked, form, dev
     if asked['overlap_ms'] is not None and cfg.stitch == 'continue':
         print('note: --overlap-ms does nothing without --stitch crossfade', file=sys.stderr)
     inputs = tuple(filter(None, (model, prompt)))
-    targets = clip_targets(out, count, model.stem, ending, cfg.sampling.seed, inputs=inputs, **form)
+    targets = clip_targets(out, count, model.stem, ending, cfg.sampling.seed, as_folder, inputs=inputs, **form)
     wav = read_prompt(prompt)
     return dict(files=make_clips(load_model(model, device), cfg, targets, form, wav), settings=cfg.to_dict(), export=form)
 
@@ -905,8 +961,8 @@ def generate(
     overlap_ms:Overlap=None, preset:Preset=None,
     temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None, typical_p:TypicalP=None,
     repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None, gumbel:Gumbel=False,
-    from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending='wav', sample_rate:SampleRate=None,
-    bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=False, title:Title=None, artist:Artist=None,
+    from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending=None, sample_rate:SampleRate=None,
+    bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=None, title:Title=None, artist:Artist=None,
     album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None, as_json:AsJson=False,
 ):
     "Make new sound with MODEL, and beside each file a small JSON file that says how it was made."
@@ -917,12 +973,13 @@ def generate(
                   gumbel=gumbel or None, seed=seed)
     form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
                      artist=artist, album=album, genre=genre, comment=comment)
+    out, as_folder = out_path(out)
     if from_sidecar:
         refuse_changes(count=count, preset=preset, **asked, **chance)
-        answer = remake_clip(model, from_sidecar.expanduser(), out, prompt, any_model, form, device)
+        answer = remake_clip(model, from_sidecar.expanduser(), out, as_folder, prompt, any_model, ending, form, device)
     elif any_model: raise typer.BadParameter('it goes with --from-sidecar.', param_hint="'--any-model'")
-    else: answer = make_new(model, out, prompt, count or 1, ending, preset, chance, asked, form, device)
-    for f in answer['files']: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}{fact_words(f)}")
+    else: answer = make_new(model, out, as_folder, prompt, count or 1, ending, preset, chance, asked, form, device)
+    say_clips(answer['files'])
     return dict(answer, **{k: answer['export'].get(k, default) for k, default in (('sample_rate', 48_000), ('bit_depth', 16))})
 
 # %% ../nbs/15_cli.ipynb #c083e35f
@@ -1019,7 +1076,7 @@ Levels = option(Optional[str], 'Only these levels; 0 is the coarsest.', '--level
 
 @command
 def decode(model:Model, codes:Codes, out:SoundOut, levels:Levels=None, sample_rate:SampleRate=None, bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None,
-           dither:Dither=False, title:Title=None, artist:Artist=None, album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None,
+           dither:Dither=None, title:Title=None, artist:Artist=None, album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None,
            as_json:AsJson=False):
     "Write the sound that a codes file stands for."
     from distill.codes import CodeGrid, decode
@@ -1045,6 +1102,10 @@ def reconstruct_file(loaded, report, target, sample_rate=None, keep_stereo=False
     done = write_sound(wav, target, rate, n_samples=n_samples, **form)
     return dict(input=report.name, file=str(target), seconds=report.seconds, sample_rate=rate, notes=report.notes, **file_facts(done))
 
+def say_reconstructions(files:list[dict]): # from `reconstruct_file`
+    "Print a line for each"
+    for f in files: print(f"{f['file']}: {f['seconds']:.2f} s" + ''.join(f'; {o}' for o in f['notes']) + fact_words(f))
+
 def reconstruction_targets(reports, folder, ending):
     "A file in `folder` for each sound, under its own name where that is free"
     plain_names = [Path(r.name).with_suffix(f'.{ending}').as_posix() for r in reports]
@@ -1059,11 +1120,12 @@ def find_reconstructable(source, out, ending, form, tell):
     if not source.is_dir():
         report = report_file(source, source.parent)
         if not report.used: raise ValueError(f'{source}: {report.reason}')
-        return (report,), (), [sound_target(out, inputs=(source,), **dict(form, sample_rate=form.get('sample_rate') or report.sample_rate))]
+        return (report,), (), [sound_target(out, inputs=(source,), ending=ending, **dict(form, sample_rate=form.get('sample_rate') or report.sample_rate))]
     found = scan_folder(source, progress_callback=tell)
     if not found.used: raise ValueError(f'no usable sound in {source}\n{found}')
     if source.resolve() in [out.resolve(), *out.resolve().parents]:
         raise ValueError(f'{out} is inside {source}: choose a folder elsewhere with -o, so that nothing is overwritten')
+    ending = ending or 'wav'
     sound_target(Path(tempfile.gettempdir())/f'x.{ending}', **form)
     targets = reconstruction_targets(found.used, check_target_folder(out), ending)
     for target in targets: target.parent.mkdir(parents=True, exist_ok=True)
@@ -1075,8 +1137,8 @@ KeepStereo = option(bool, 'Two channels for sounds that have two: each has its o
 OutOrFolder = option(Path, 'A sound file, or a folder when the input is one.', '--out', '-o', metavar='OUT|FOLDER')
 
 @command
-def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending='wav', sample_rate:SampleRate=None,
-                bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=False, title:Title=None, artist:Artist=None,
+def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending=None, sample_rate:SampleRate=None,
+                bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=None, title:Title=None, artist:Artist=None,
                 album:Album=None, genre:Genre=None, comment:Comment=None, keep_stereo:KeepStereo=False, device:Device=None,
                 as_json:AsJson=False):
     "Send sounds through the codes and back: what does the model keep of them? Same length as the input."
@@ -1084,9 +1146,8 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
     form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
                      artist=artist, album=album, genre=genre, comment=comment)
     if keep_stereo and stereo: raise typer.BadParameter('two channels are kept, or made of one: give either.', param_hint="'--stereo'")
-    loaded = load_model(model, device, with_prior=False)
-    files = []
-    with progress() as tell:
+    loaded, files = load_model(model, device, with_prior=False), []
+    with telling(files, say_reconstructions), progress() as tell:
         source, out, reading = source.expanduser(), out.expanduser(), part(tell, 0, 0.1)
         used, skipped, targets = find_reconstructable(source, out, ending, form, reading)
         n = len(used)
@@ -1094,7 +1155,7 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
             tell(0.1 + 0.9*i/n, f'Reconstructing {i+1}/{n}: {report.name}')
             files.append(reconstruct_file(loaded, report, check_target(target, (model, source)), keep_stereo=keep_stereo, **form))
     for r in skipped: print(f'not used: {r.name}: {r.reason}')
-    for f in files: print(f"{f['file']}: {f['seconds']:.2f} s" + ''.join(f'; {o}' for o in f['notes']) + fact_words(f))
+    say_reconstructions(files)
     return dict(files=files, skipped=[dict(name=r.name, reason=r.reason) for r in skipped])
 
 # %% ../nbs/15_cli.ipynb #f9a3b7ea
@@ -1138,13 +1199,16 @@ OPERATIONS = dict(reverse=False, shift=True, repeat=True, stretch=True, crop=Fal
 Operation = argument(str, f"What to do: {', '.join(OPERATIONS)}.", metavar='OPERATION', callback=_one_of(*OPERATIONS))
 By = option(Optional[float], 'shift: columns, to the left below 0; repeat: how often; stretch: 2 is twice as long.', '--by', metavar='N', callback=_finite)
 
-def operate(grid, operation, region, by, seed, loaded):
-    "One operation on a grid"
+def check_by(operation:str, by:float=None): # the number as the operation takes it
+    "Whether an operation has the number that it wants"
     if OPERATIONS[operation] != (by is not None):
         raise typer.BadParameter(f"{operation} {'wants a number' if OPERATIONS[operation] else 'takes none'}.", param_hint="'--by'")
-    if operation in ('shift', 'repeat'):
-        if by != int(by): raise typer.BadParameter(f'{by} is not a whole number.', param_hint="'--by'")
-        by = int(by)
+    if operation not in ('shift', 'repeat'): return by
+    if by != int(by): raise typer.BadParameter(f'{by} is not a whole number.', param_hint="'--by'")
+    return int(by)
+
+def operate(grid, operation, region, by, seed, loaded):
+    "One operation on a grid"
     if operation == 'randomise': return grid.randomise(region, loaded, seed)
     return getattr(grid, operation)(*(() if by is None else (by,)), region)
 
@@ -1153,7 +1217,8 @@ def edit(model:Model, source:GridIn, operation:Operation, out:GridOut, by:By=Non
          levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
     "Rearrange the codes of a sound: reverse, shift, repeat, stretch, crop, remove or randomise a part of it."
     from distill.model import load_model
-    target, loaded = grid_target(out, (model, source)), load_model(model, device)
+    by, target = check_by(operation, by), grid_target(out, (model, source))
+    loaded = load_model(model, device)
     grid = read_grid(loaded, source)
     made = operate(grid, operation, named_cells(grid, start, end, low, high, levels), by, seed, loaded)
     return write_grid(loaded, made, target, cells_changed=len(made.diff(grid)))
@@ -1178,15 +1243,19 @@ TakesOut = option(Path, 'The folder for them.', '--out', '-o', metavar='DIR')
 
 @command
 def vary(model:Model, source:GridIn, out:TakesOut, count:Takes=4, keep_levels:Keep=1, seed:EditSeed=0, preset:Preset=None,
-         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending='wav', device:Device=None, as_json:AsJson=False):
+         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending=None, device:Device=None, as_json:AsJson=False):
     "Other takes of a sound: its coarse levels stay, MODEL draws the fine ones anew."
-    from distill.model import load_model
+    from distill.model import load_model, read_model_info
     from distill.rewrite import variations
-    cfg, loaded = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p), load_model(model, device)
+    cfg, levels = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p), read_model_info(model)['vqvae_config']['n_quantizers']
+    if keep_levels >= levels: raise ValueError(f'--keep-levels {keep_levels}: expected 1 to {levels - 1}, for this model has {levels} levels')
+    loaded = load_model(model, device)
     folder, grid = check_target_folder(out), read_grid(loaded, source)
-    targets = [grid_target(folder/f'{source.stem}-take{seed + i}.{ending}', (model, source)) for i in range(count)]
+    targets = [grid_target(folder/f'{source.stem}-take{seed + i}.{ending or "wav"}', (model, source)) for i in range(count)]
     with progress() as tell: takes = variations(loaded, grid, count, keep_levels, cfg, seed, tell)
-    return dict(files=[write_grid(loaded, take, target) for take, target in zip(takes, targets)])
+    with telling([], lambda files: None) as files: # `write_grid` has told of them
+        for take, target in zip(takes, targets): files.append(write_grid(loaded, take, target))
+    return dict(files=files)
 
 # %% ../nbs/15_cli.ipynb #eaf2dbbe
 OtherGrid = argument(Path, 'Another sound file, or codes (.npz).', metavar='OTHER')
@@ -1251,18 +1320,20 @@ BenchModel = argument(Optional[Path], 'The model to measure; by default an untra
 Recipes = option(Optional[Path], 'Learn this folder with the plain recipe and with ours.', metavar='FOLDER')
 Peers = option(bool, 'The usual ways of doing it beside ours, and seams, loops, seeds, ten minutes: takes some.', '--peers')
 Sounds = option(Optional[list[Path]], 'With --peers: folders of sounds to measure on, that of the model first.', metavar='FOLDER')
-BenchMinutes = option(float, 'With --recipes: how long each may take, in minutes.', callback=_positive)
+BenchMinutes = option(Optional[float], 'With --recipes: how long each may take, in minutes; 5 when not given.', callback=_positive)
+BenchSeed = option(int, 'Of what is drawn at random: the clips, and with --recipes the networks and their training.', '--seed', min=0, max=TOP_SEED)
 
 @command
-def bench(model:BenchModel=None, peers:Peers=False, sounds:Sounds=None, recipes:Recipes=None, minutes:BenchMinutes=5.0, seed:Seed=0,
+def bench(model:BenchModel=None, peers:Peers=False, sounds:Sounds=None, recipes:Recipes=None, minutes:BenchMinutes=None, seed:BenchSeed=0,
           device:Device=None, as_json:AsJson=False):
     "Where the time of MODEL goes; with --peers or --recipes, beside how it is usually done."
     from distill.bench import bench_everything, bench_model, bench_recipes
     if recipes and (model or peers): raise typer.BadParameter('fits models of its own: give it alone.', param_hint="'--recipes'")
+    if minutes and not recipes: raise typer.BadParameter('it is for --recipes.', param_hint="'--minutes'")
     if sounds and not peers: raise typer.BadParameter('they are what --peers measures on.', param_hint="'--sounds'")
     with progress() as tell:
         more = dict(seed=seed, progress_callback=tell, device=device)
-        if recipes: table = bench_recipes(recipes, minutes, **more)
+        if recipes: table = bench_recipes(recipes, minutes or 5.0, **more)
         else: table = bench_everything(model, sounds, **more) if peers else bench_model(model, **more)
     print(table)
     return table.to_dict()
@@ -1298,6 +1369,18 @@ NewName = option(Optional[str], 'What to call it; by default as the file is call
 OtherName = argument(str, 'What it will be called.', metavar='NEW')
 DeleteFile = option(bool, 'Delete the model file, too.', '--delete-file')
 
+def add_files(library, files, name=None) -> tuple[list, list]: # entries; what could not be added, dicts of file and reason
+    "Put model files on the list, and go on where one is no model; where the library itself fails, that is the end"
+    from distill.library import LibraryError
+    from distill.model import ModelFileError
+    added, failed = [], []
+    for f in files:
+        try: added.append(library.add(f, name))
+        except (ModelFileError, LibraryError) as e:
+            failed.append(dict(file=str(f), reason=str(e)))
+            if isinstance(e, LibraryError): break
+    return added, failed
+
 @partial(command, group=models, name='add')
 def add_model(paths:Annotated[list[Path], typer.Argument(metavar='FILE|FOLDER', help='Model files, or folders of them.')],
               name:NewName=None, as_json:AsJson=False):
@@ -1307,7 +1390,12 @@ def add_model(paths:Annotated[list[Path], typer.Argument(metavar='FILE|FOLDER', 
     files = [f for p in paths for f in (sorted(p.rglob('*.distill')) if p.is_dir() else [p])]
     if not files: raise ValueError(f'there is no .distill file in {paths[0]}')
     if name and len(files) > 1: raise typer.BadParameter(f'it is one name for {len(files)} models.', param_hint="'--name'")
-    return tell_models([Library().add(f, name) for f in files])
+    added, failed = add_files(Library(), files, name)
+    if len(files) == 1 and failed: raise ValueError(failed[0]['reason'])
+    answer = tell_models(added)
+    if not failed: return answer
+    reasons = '\n'.join(o['reason'] for o in failed)
+    raise Refused(f'{len(files) - len(added)} of {len(files)} files could not be added\n{reasons}', **answer, failed=failed)
 
 @partial(command, group=models, name='rename')
 def rename_model(name:ModelName, new:OtherName, as_json:AsJson=False):
@@ -1336,9 +1424,11 @@ def write_lab_notebook(
     folder:Path, # made when it is not there
     model=None,  # what the workbench begins with: a file, or a name from the library
 ) -> tuple[Path, bool]: # the notebook, and whether it is new: one that is there is never written over
-    "The ready notebook"
-    path = check_target_folder(folder)/LAB_NOTEBOOK
-    if path.exists(): return path, False
+    "The ready notebook; where there is one that says nothing of this model, another beside it"
+    path, asked, i = check_target_folder(folder)/LAB_NOTEBOOK, model and json.dumps(repr(str(model)), ensure_ascii=False)[1:-1], 1
+    while path.exists():
+        if not asked or asked in path.read_text(encoding='utf-8', errors='replace'): return path, False
+        path, i = path.with_name(LAB_NOTEBOOK.replace('.', f'-{i + 1}.')), i + 1
     code = dict(execution_count=None, outputs=[])
     cells = [dict(cell_type=kind, id=f'distill-{i}', metadata={}, source=text.splitlines(keepends=True), **(code if kind == 'code' else {}))
              for i, (kind, text) in enumerate(lab_cells(model))]

@@ -801,11 +801,17 @@ def _made_of(loaded) -> list:
             f'- **Codes:** {cfg.codebook_size} at each of {cfg.n_quantizers} levels; fingerprint `{loaded.fingerprint}`',
             f'- **Learned from:** {names or "unknown"}' + (f' and {more} more' if more > 0 else '')]
 
+def _fit_options(training: dict) -> str:  # such as " --seed 3 --from-scratch"
+    dataset, flags = training.get('dataset') or {}, [f"--seed {training.get('seed', 0)}"]
+    if 'base' in training and not training['base']: flags.append('--from-scratch')
+    names = dict(speed_semitones='varispeed', mix_probability='mix', eq_db='eq')
+    return ''.join(f' {flag}' for flag in [*flags, *(f'--{names[k]} {dataset[k]:g}' for k in names if dataset.get(k))])
+
 def _to_reproduce(loaded) -> list:
-    about, seed = loaded.metadata, loaded.training_config.get('seed', 0)
+    about, command = loaded.metadata, 'train' if loaded.prior is None else 'fit'
     steps = ' + '.join(map(str, about.get('steps', ()))) or 'an unknown number of'
     minutes, version = max(0.1, about.get('minutes', 5)), about.get('library_version', __version__)
-    return ['```', f'distill fit FOLDER -o MODEL.distill --minutes {minutes:.1f} --seed {seed}',
+    return ['```', f'distill {command} FOLDER -o MODEL.distill --minutes {minutes:.1f}{_fit_options(loaded.training_config)}',
             'distill evaluate MODEL.distill FOLDER', '```', '', f'It took {steps} training steps, with distill {version}. '
             'A time box gives about the same model on a machine of the same speed; `--epochs` in its place gives the same one.']
 

@@ -70,7 +70,7 @@ def _check_format(
     if suffix not in FORMATS: raise AudioError(f'cannot write {suffix or "no ending"}: use {", ".join(FORMATS)}')
     if bit_depth not in (16, 24, 32): raise AudioError(f'bit depth {bit_depth}: use 16, 24 or 32')
     if suffix == '.flac' and bit_depth == 32: raise AudioError('flac holds 16 or 24 bits: use these, or wav for 32')
-    if dither and (suffix in LOSSY or bit_depth != 16): raise AudioError('dither is for 16 bits: leave it out here')
+    if dither and (suffix in LOSSY or bit_depth != 16): raise AudioError('dither is for 16 bits: leave it out here (--no-dither, dither=False)')
     if suffix == '.mp3' and sample_rate not in MP3_RATES:
         raise AudioError(f'mp3 cannot hold {sample_rate} samples per second: use one of {MP3_RATES}, or another format')
     most = {'.mp3': 2, '.flac': 8}.get(suffix, 255)

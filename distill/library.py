@@ -230,12 +230,14 @@ class Library(_Listing, _Finding, _Changing):
 
 # %% ../nbs/08c_library.ipynb #a79868fa
 def find_model(
-    path_or_name, # a file, or the name of a model in the library
+    path_or_name, # a file, with or without `.distill`, or the name of a model in the library
     library: Library | None = None, # by default that of this user
 ) -> Path: # the file; not looked into yet
     "The file of a model; raises `ModelFileError` with the names that are like it"
     path = Path(path_or_name).expanduser()
-    if path.exists() or path.is_symlink() or len(path.parts) > 1: return path # what is no file, `load_model` says best
+    if path.is_file() or path.is_symlink(): return path
+    if (beside := Path(f'{path}.distill')).is_file(): return beside
+    if path.exists() or len(path.parts) > 1: return path # what is no file, `load_model` says best
     try: entry = (Library() if library is None else library).get(str(path_or_name))
     except LibraryError as e: raise ModelFileError(f'there is no file {path}, and {e}') from e
     if not entry.exists:

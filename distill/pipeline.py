@@ -9,6 +9,7 @@ __all__ = ['PEAK', 'FADE_S', 'SEED_STEP', 'encode_waveform', 'GridDecoder', 'dec
 
 # %% ../nbs/09_pipeline.ipynb #0a9dc89c
 import base64
+import hashlib
 import io
 import itertools
 import json
@@ -36,7 +37,7 @@ def encode_waveform(
     steps: int = None,   # of listening, see `search_codes`; by default as the model's settings say
 ):                       # codes on their grid (bands, columns, q), long
     "The codes of a sound"
-    mel = loaded.spectrogram.waveform_to_mel(wav.to(loaded.device))
+    mel = loaded.spectrogram.waveform_to_mel(wav.to(loaded.device, torch.float32))
     return search_codes(loaded.model, mel, steps).unflatten(0, loaded.model.latent_shape(mel.shape)).cpu()
 
 # %% ../nbs/09_pipeline.ipynb #7d25a5ce
@@ -476,11 +477,15 @@ def _waveforms(loaded, cfg, request, seeds, tell, should_stop, batch_size, heard
 
 def _end(loaded, wav): return fade_out(wav, round(FADE_S * loaded.spectrogram_config.sample_rate))
 
+def _prompt_facts(prompt):  # what a prompt is known by again
+    data = torch.as_tensor(prompt).detach().cpu().float().numpy().tobytes()
+    return dict(prompt_samples=len(prompt), prompt_fingerprint=hashlib.sha256(data).hexdigest()[:16])
+
 def _as_clip(loaded, cfg, seed, wav, prompt):
     cfg = replace(cfg, sampling=replace(cfg.sampling, seed=seed))
     about = dict(made_by='prior', **cfg.to_dict(), model=loaded.metadata.get('name', ''), model_fingerprint=loaded.fingerprint,
                  prior_fingerprint=loaded.prior_fingerprint, distill_version=__version__)
-    if prompt is not None: about['prompt_samples'] = len(prompt)
+    if prompt is not None: about |= _prompt_facts(prompt)
     return Clip(limit_peak(wav), loaded.spectrogram_config.sample_rate, about)
 
 # %% ../nbs/09_pipeline.ipynb #b5e31cd8
@@ -507,12 +512,21 @@ def generate_audio_from_prior(
 # %% ../nbs/09_pipeline.ipynb #101c1f72
 SEED_STEP = 1000   # from one of several sounds to the next: pieces of a crossfaded one draw from neighbouring seeds
 
+def _check_prompt(path, about, prompt, any_prompt):
+    if 'prompt_samples' not in about:
+        if prompt is not None: raise ValueError(f'{path} did not go on from a prompt: leave it out')
+        return
+    asked = f"{path} went on from a prompt of {about['prompt_samples']} samples"
+    if prompt is None: raise ValueError(f'{asked}: give the same prompt')
+    if not any_prompt and any(about.get(name, value) != value for name, value in _prompt_facts(prompt).items()):   # older ones know the length alone
+        raise ValueError(f'{asked}, and this is another one: give the same prompt, or ask for the same settings with this one')
+
 def regenerate(
     loaded: LoadedVQModel,
     sidecar,                   # path of the JSON file that `Clip.save` left beside a sound
     progress_callback=None,
     prompt=None,               # the waveform that it went on from, if it did (t,)
-    any_model: bool = False,   # also with another model than the one that is named
+    any_model: bool = False,   # also with another model than the one that is named, or another prompt
 ) -> Clip:
     "The clip that a sidecar describes; raises `ValueError` when it cannot be the same"
     path = Path(sidecar)
@@ -524,8 +538,7 @@ def regenerate(
     if not any_model and any(about.get(name) != value for name, value in own.items()):
         raise ValueError(f"{path} was made with the model {about.get('model')!r} as it was then, and this is another one or has learned more since: "
                          'use that model, or ask for the same settings with this one')
-    if 'prompt_samples' in about and (prompt is None or len(prompt) != about['prompt_samples']):
-        raise ValueError(f"{path} went on from a prompt of {about['prompt_samples']} samples: give the same prompt")
+    _check_prompt(path, about, prompt, any_model)
     cfg = ClipConfig.from_dict({f.name: about[f.name] for f in fields(ClipConfig) if f.name in about})
     return generate_clips(loaded, cfg, None, prompt, progress_callback)[0]
 

@@ -156,6 +156,20 @@ def test_wrong_values(d, change, words):
     with pytest.raises(ValueError, match='no prior'): Distill(replace(d.loaded, prior=None)).generate(1, **QUIET)
 
 
+def test_again_with_its_prompt(d, sounds, tmp_path):
+    "Given as anything that a prompt may be; another one, or none, or one that was not there, is refused."
+    bell, other = (synthesise('bells', seed=i, seconds=1.) for i in (3, 4))
+    clip, alone = d.generate(1.5, prompt=bell, seed=1, **QUIET), d.generate(0.5, seed=1, **QUIET)
+    for name, o in ('on', clip), ('alone', alone): o.save(tmp_path/f'{name}.wav')
+    again = lambda name, **more: d.again(tmp_path/f'{name}.wav.json', **QUIET, **more)
+    for same in bell, bell.double().numpy(), Clip(bell): assert torch.equal(again('on', prompt=same).wav, clip.wav)
+    for wrong, words in (dict(), 'give the same prompt'), (dict(prompt=other), 'this is another one'), (dict(prompt=bell[:-1]), 'this is another one'):
+        with pytest.raises(ValueError, match=words): again('on', **wrong)
+    with pytest.raises(ValueError, match='leave it out'): again('alone', prompt=bell)
+    assert len(again('on', prompt=other, any_model=True).wav)==72_000
+    with pytest.raises(ValueError, match='give the same prompt'): again('on', any_model=True)
+
+
 # --- through codes
 def test_what_may_stand_for_a_sound(d, sounds):
     file = next(sounds.rglob('*.flac'))

@@ -1,5 +1,5 @@
 "The command line, doing what it is for: every command on a tiny collection, in this process or in one of its own."
-import json, os, signal, subprocess, sys, tempfile, time
+import json, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -164,6 +164,19 @@ def test_fit_json(w, tmp_path):
     assert report('info', tmp_path/'a.distill')['training_config']['seed']==5
 
 
+def test_a_report_says_what_the_library_calls_the_model(w, tmp_path, monkeypatch):
+    monkeypatch.setenv('DISTILL_HOME', str(tmp_path/'home'))
+    for name in 'a', 'b': (tmp_path/name).mkdir()
+    fit = 'fit', w.sounds, '--epochs', 1, '-o'
+    assert report(*fit, tmp_path/'a'/'mine')['library']=='mine'
+    assert "Library  it is called 'mine 2' there" in run(*fit, tmp_path/'b'/'mine').stdout and 'Library' not in run(*fit, tmp_path/'a'/'mine').stdout
+    assert report('train', w.sounds, '-o', tmp_path/'b'/'mine', '--epochs', 1)['library']=='mine 2'
+    assert report('train-prior', w.sounds, tmp_path/'b'/'mine', '--epochs', 1)['library']=='mine 2'
+    assert report(*fit, tmp_path/'b'/'mine', '--no-library')['library'] is None
+    monkeypatch.chdir(tmp_path/'b')
+    assert report('info', 'mine')['path']=='mine.distill'    # and not the first one
+
+
 @pytest.mark.parametrize('l1', [None, float('nan'), float('inf')])
 def test_too_little_training_is_said(l1): assert 'Likeness not measured' in cli.score_lines(dict(log_mel_l1=l1), 64)[0]
 
@@ -179,6 +192,14 @@ def test_train_then_train_prior(w, tmp_path):
     report('train-prior', w.sounds, model, '--epochs', 1)
     assert report('info', model)['prior_config']
     report('generate', model, '-o', tmp_path/'a.wav', '--duration', 0.5)
+
+
+def test_what_is_finished_is_not_learned_again_by_resume(w, tmp_path):
+    model = Path(shutil.copy(w.model, tmp_path/'a.distill'))
+    before = model.read_bytes()
+    for command in ['fit', w.sounds, '-o', model], ['train-prior', w.sounds, model], ['train-prior', w.sounds, w.model, '-o', model]:
+        assert report(*command, '--epochs', 1, '--resume')['finished'] and 'is finished' in run(*command, '--epochs', 1, '--resume').stdout
+    assert model.read_bytes()==before
 
 
 def test_from_scratch_leaves_the_base_model_out(w, tmp_path, monkeypatch):
@@ -242,6 +263,12 @@ def test_interrupted_pretraining(w, tmp_path, monkeypatch, small_base, l1, kept)
     done = run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 10, '--device', 'cpu', '--json')
     answer = json.loads(done.stdout)
     assert done.exit_code==130 and answer['error']=='interrupted' and (tmp_path/'base.safetensors').exists()==kept==('model' in answer)
+    if not kept: return
+    before = (tmp_path/'base.safetensors').read_bytes()
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, lambda fraction, text: fraction>0.5))
+    answer = json.loads(run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 10, '--device', 'cpu', '--json').stdout)
+    assert answer['model']==str(tmp_path/'base-unfinished.safetensors') and answer['kept']==str(tmp_path/'base.safetensors')
+    assert (tmp_path/'base.safetensors').read_bytes()==before and (tmp_path/'base-unfinished.safetensors').exists()
 
 
 LATE = lambda fraction, text: text.startswith('stage 1') and fraction>0.5
@@ -256,15 +283,51 @@ READING = lambda fraction, text: text.startswith('Reading')
     ids=['reading', 'early', 'late', 'terminated', 'prior'])
 def test_interrupted_fit_keeps_what_was_learned(w, tmp_path, monkeypatch, number, code, when, saved, has_prior):
     for name, show in ('progress', signals_at), ('watch', watched): monkeypatch.setattr(cli, name, partial(show, number, when))
-    old, before = tmp_path/'a.distill', signal.getsignal(signal.SIGINT)                # a shell's background job ignores it from the start
-    old.write_bytes(b'old')
-    done = run('fit', w.sounds, '-o', old, '--epochs', 8, '--json')
+    new, before = tmp_path/'a.distill', signal.getsignal(signal.SIGINT)                # a shell's background job ignores it from the start
+    done = run('fit', w.sounds, '-o', new, '--epochs', 8, '--json')
     answer = json.loads(done.stdout)
     assert done.exit_code==code and answer['error']=='interrupted' and 'Traceback' not in done.stderr
-    assert (old.read_bytes()!=b'old')==saved==('model' in answer)
-    if saved: assert bool(report('info', old)['prior_config'])==has_prior and 'Stage 1' in run('info', old).stdout
-    assert sorted(p.name for p in tmp_path.iterdir())==['a.distill', *['a.distill.checkpoints']*saved]    # no temporary file is left
+    assert new.exists()==saved==('model' in answer) and 'kept' not in answer
+    if saved: assert bool(report('info', new)['prior_config'])==has_prior and 'Stage 1' in run('info', new).stdout
+    assert sorted(p.name for p in tmp_path.iterdir())==['a.distill', 'a.distill.checkpoints']*saved    # no temporary file is left
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize('command, when', [('fit', LATE), ('fit', PRIOR), ('train', LATE)])
+def test_an_interrupted_fit_leaves_a_finished_model_alone(w, tmp_path, monkeypatch, command, when):
+    "What was learned goes beside it, again and again; the same command with --resume goes on to the end, and then takes its place."
+    old, other = Path(shutil.copy(w.model, tmp_path/'a.distill')), tmp_path/'a-unfinished.distill'
+    whole, fit = old.read_bytes(), (command, w.sounds, '-o', old, '--epochs', 8, '--no-library')
+    with monkeypatch.context() as m:
+        m.setattr(cli, 'watch', partial(watched, signal.SIGINT, when))
+        done = run(*fit, '--json')
+        answer = json.loads(done.stdout)
+        assert done.exit_code==130 and (answer['model'], answer['kept'])==(str(other), str(old)) and 'stays as it is; the same command with --resume' in done.stderr
+        assert old.read_bytes()==whole and report('info', other)['metadata']['stopped'][-1]=='asked to'
+        before = other.read_bytes()
+        assert json.loads(run(*fit, '--no-resume', '--json').stdout)['model']==str(other)!=before    # over one that was cut short, too
+    assert report(*fit, '--resume')['model']==str(old) and old.read_bytes()!=whole
+    assert report('info', old)['metadata']['stopped'][-1]!='asked to' and not (tmp_path/'a.distill.checkpoints').exists()
+
+
+def test_an_unfinished_prior(w, tmp_path, monkeypatch):
+    "It is added to codes that have none, and does not take the place of one that was learned to the end."
+    codes, whole = tmp_path/'codes.distill', Path(shutil.copy(w.model, tmp_path/'whole.distill'))
+    report('train', w.sounds, '-o', codes, '--epochs', 1)
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, PRIOR))
+    answer = json.loads(run('train-prior', w.sounds, codes, '--epochs', 8, '--json').stdout)
+    assert answer['model']==str(codes) and 'kept' not in answer and report('info', codes)['prior_config']
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, lambda fraction, text: text.startswith('stage 2') and fraction>0.9))
+    before = whole.read_bytes()
+    answer = json.loads(run('train-prior', w.sounds, whole, '--epochs', 30, '--json').stdout)
+    assert answer['error']=='interrupted' and whole.read_bytes()==before and answer.get('model') in (None, str(tmp_path/'whole-unfinished.distill'))
+
+
+def test_what_is_no_model_is_not_written_over_by_half_a_model(w, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, LATE))
+    (tmp_path/'a.distill').write_bytes(b'of a newer Distill, it may be')
+    assert json.loads(run('fit', w.sounds, '-o', tmp_path/'a', '--epochs', 8, '--json').stdout)['model']==str(tmp_path/'a-unfinished.distill')
+    assert (tmp_path/'a.distill').read_bytes()==b'of a newer Distill, it may be'
 
 
 def test_a_second_signal_ends_at_once(w, tmp_path, monkeypatch):
@@ -314,6 +377,28 @@ def test_generate_many(w, tmp_path):
     assert len({f.read_bytes() for f in files})==3
     report('generate', w.model, '-o', tmp_path/'one.flac', '--duration', 0.5, '--seed', 1007)    # each can be made alone
     assert (tmp_path/'one.flac').read_bytes()==(tmp_path/'many'/'small-seed1007.flac').read_bytes()
+
+
+def test_what_o_and_format_mean_together(w, tmp_path, monkeypatch):
+    "A slash at the end means a folder; a name without an ending gets the one of --format; two endings are one too many."
+    monkeypatch.chdir(tmp_path)
+    def files(*options): return [Path(f['file']).as_posix() for f in report('generate', w.model, *options)['files']]
+    made = partial(files, '--duration', 0.2, '--seed', 3)
+    assert made('-o', 'takes/', '--format', 'flac')==['takes/small-seed3.flac'] and made('-o', 'takes/')==['takes/small-seed3.wav']
+    assert made('-o', 'one', '--format', 'flac')==['one.flac'] and sf.info('one.flac').format=='FLAC'
+    assert made('-o', 'two.aif', '--format', 'aiff')==['two.aif'] and made('-o', 'takes', '--count', 1)==['takes/small-seed3.wav']
+    assert files('--from-sidecar', 'one.flac.json', '-o', 'again/')==['again/one.flac']
+    wrong = run('generate', w.model, '-o', 'x.wav', '--format', 'flac')
+    assert wrong.exit_code==2 and 'give either' in wrong.stderr and not Path('x.wav').exists()
+    assert Path(report('reconstruct', w.model, w.one, '-o', 'heard', '--format', 'ogg')['files'][0]['file']).name=='heard.ogg'
+
+
+def test_a_dithered_file_as_another_format(w, tmp_path):
+    report('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3, '--dither')
+    again = 'generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '-o', tmp_path/'a.ogg'
+    wrong = run(*again)
+    assert wrong.exit_code==2 and '--no-dither' in wrong.stderr
+    assert report(*again, '--no-dither')['export']['dither'] is False and (tmp_path/'a.ogg').exists()
 
 
 def test_generate_into_a_folder_that_is_there(w, tmp_path):
@@ -384,6 +469,40 @@ def test_many_clips_come_in_parts(w, tmp_path, monkeypatch):
     assert 'Part 1/2: ' in done.stderr and 'Part 2/2: ' in done.stderr and 'Part 3' not in done.stderr
     a, b = (sorted((tmp_path/name).glob('*.wav')) for name in ('at once', 'parts'))
     assert [o.read_bytes() for o in a]==[o.read_bytes() for o in b] and len(a)==3
+
+
+@pytest.mark.parametrize('what', ['interrupted', 'failed'])
+def test_what_was_written_before_the_end_is_told(w, tmp_path, monkeypatch, what):
+    "In the answer, and in lines."
+    import distill.codes, distill.pipeline
+    monkeypatch.setattr(cli, 'clips_at_once', lambda seconds: 2)
+    def breaks_at(n, f):
+        calls = []
+        def g(*args, **kw):
+            if len(calls)==n: raise KeyboardInterrupt if what=='interrupted' else OSError(28, 'No space left on device')
+            calls.append(1)
+            return f(*args, **kw)
+        return g
+    def told(*args):
+        done, code = run(*args, '--json'), 130 if what=='interrupted' else 1
+        answer = json.loads(done.stdout)
+        assert done.exit_code==code and answer['error'] and all(f['file'] in done.stderr for f in answer.get('files', []))
+        return [Path(f['file']) for f in answer.get('files', [])]
+    with monkeypatch.context() as m:
+        m.setattr(distill.pipeline, 'generate_clips', breaks_at(1, distill.pipeline.generate_clips))
+        written = told('generate', w.model, '-o', tmp_path/'a', '--count', 5, '--duration', 0.2, '--seed', 7)
+        assert written==[tmp_path/'a'/f'small-seed{s}.wav' for s in (7, 1007)] and set(written)==set((tmp_path/'a').glob('*.wav'))
+    with monkeypatch.context() as m:    # in the middle of a part
+        m.setattr(distill.pipeline.Clip, 'export', breaks_at(1, distill.pipeline.Clip.export))
+        assert told('generate', w.model, '-o', tmp_path/'b', '--count', 2, '--duration', 0.2, '--seed', 7)==[tmp_path/'b'/'small-seed7.wav']
+        assert told('generate', w.model, '-o', tmp_path/'c', '--count', 2, '--duration', 0.2, '--seed', 7)==[]
+    with monkeypatch.context() as m:
+        m.setattr(distill.codes, 'reconstruct', breaks_at(2, distill.codes.reconstruct))
+        written = told('reconstruct', w.model, w.sounds, '-o', tmp_path/'d')
+        assert len(written)==2 and set(written)==set((tmp_path/'d').rglob('*.wav'))
+    with monkeypatch.context() as m:
+        m.setattr(cli, 'write_sound', breaks_at(1, cli.write_sound))
+        assert len(told('vary', w.model, w.one, '-o', tmp_path/'e', '--count', 2))==1
 
 
 def test_loop_and_crossfade(w, tmp_path):
@@ -560,7 +679,9 @@ def test_bench_asks_for_both_recipes(monkeypatch, tmp_path):
     monkeypatch.setattr(distill.bench, 'bench_recipes', bench_recipes)
     assert report('bench', '--recipes', tmp_path, '--minutes', 2, '--device', 'cpu')== \
         dict(folder=str(tmp_path), minutes=2.0, seed=0, device='cpu')
-    assert run('bench', '--recipes', tmp_path).stdout=='plain beside ours\n'
+    assert run('bench', '--recipes', tmp_path).stdout=='plain beside ours\n' and report('bench', '--recipes', tmp_path)['minutes']==5
+    wrong = run('bench', '--minutes', 2)
+    assert wrong.exit_code==2 and '--recipes' in wrong.stderr and '--epochs' not in run('bench', '--help').stdout
 
 
 def test_bench_measures_a_model(monkeypatch, tmp_path):

@@ -208,6 +208,22 @@ def test_a_sidecar_without_its_prompt(w, tmp_path):
     args = ['generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '-o', tmp_path/'b.wav']
     assert 'give the same prompt' in fails(*args)
     assert 'give the same prompt' in fails(*args, '--prompt', tone(tmp_path/'other.wav', n=9000))
+    as_long = tone(tmp_path/'other.wav', n=24_000)
+    assert sf.info(as_long).frames==sf.info(w.one).frames and 'this is another one' in fails(*args, '--prompt', as_long)
+    assert not (tmp_path/'b.wav').exists()
+    assert run(*args, '--prompt', as_long, '--any-model').exit_code==0
+    old = json.loads((tmp_path/'a.wav.json').read_text(encoding='utf-8'))    # one that was written before there were fingerprints
+    del old['prompt_fingerprint']
+    (tmp_path/'a.wav.json').write_text(json.dumps(old), encoding='utf-8')
+    assert run(*args, '--prompt', w.one).exit_code==0 and (tmp_path/'b.wav').read_bytes()==(tmp_path/'a.wav').read_bytes()
+    assert 'give the same prompt' in fails(*args, '--prompt', tone(tmp_path/'other.wav', n=9000))
+
+
+def test_a_prompt_that_a_sidecar_does_not_want(w, tmp_path):
+    run('generate', w.model, '-o', tmp_path/'a.wav', '--duration', 0.3)
+    args = ['generate', w.model, '--from-sidecar', tmp_path/'a.wav.json', '-o', tmp_path/'b.wav', '--prompt', w.one]
+    for more in [], ['--any-model']: assert 'did not go on from one' in fails(*args, *more, code=2)
+    assert not (tmp_path/'b.wav').exists()
 
 
 def test_sidecars_of_other_things(w, tmp_path):
@@ -284,6 +300,27 @@ def test_a_device_that_is_not_there(w, tmp_path):
     import torch
     device = next((d for d, there in (('mps', torch.backends.mps.is_available()), ('cuda', torch.cuda.is_available())) if not there), None)
     if device: assert 'not available here' in fails('generate', w.model, '-o', tmp_path/'a.wav', '--device', device)
+
+
+@pytest.mark.parametrize('options, words', [(['--tensorboard', 'curves'], 'pip install tensorboard'), (['--events', 'gone/log.json'], 'there is no folder')])
+@pytest.mark.parametrize('command', ['fit', 'train', 'train-prior'])
+def test_where_events_go_is_checked_before_the_folder_is_read(w, tmp_path, monkeypatch, command, options, words):
+    import distill.dataset
+    def too_late(*a, **k): raise AssertionError('the work has begun')
+    monkeypatch.setattr(distill.dataset, 'load_collection', too_late)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    monkeypatch.chdir(tmp_path)
+    assert words in fails(command, w.sounds, *([w.model] if command=='train-prior' else []), '-o', 'm', *options)
+
+
+@pytest.mark.parametrize('message', ['', 'CUDA out of memory. Tried to allocate 20.00 MiB', 'MPS backend out of memory (MPS allocated: 5.0 GB)',
+                                     "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried to allocate 800000000 bytes."])
+def test_too_little_memory(w, tmp_path, monkeypatch, message):
+    import distill.pipeline, torch
+    def full(*a, **k): raise (RuntimeError if message[:1] in ('M', '[') else torch.OutOfMemoryError)(message)
+    monkeypatch.setattr(distill.pipeline, 'generate_clips', full)
+    line = fails('generate', w.model, '-o', tmp_path/'a.wav')
+    assert 'not enough memory' in line and '--device cpu' in line
 
 
 def test_what_nobody_thought_of_is_one_line_too(w, tmp_path, monkeypatch):

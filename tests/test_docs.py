@@ -1,5 +1,5 @@
 "The documentation: every link leads somewhere, every name that is mentioned exists, every command that is shown could be run."
-import ast, dataclasses, importlib, json, re, shlex, types, typing
+import ast, dataclasses, importlib, json, os, re, shlex, subprocess, types, typing
 from functools import lru_cache
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def program():
 def wrong_commands(text):
     "Lines in shell blocks that the command line would refuse."
     found = []
-    for block in re.findall(r'^```(?:bash|sh|shell)\n(.*?)^```', text, re.M | re.S):
+    for block in shell_blocks(text):
         for line in re.sub(r'\\\n', ' ', block).splitlines():
             for part in re.split(r'\s*(?:&&|\|)\s*', line):
                 words = shlex.split(part, comments=True)
@@ -130,6 +130,37 @@ def wrong_commands(text):
                 if hasattr(command, 'commands') and rest and not rest[0].startswith('-'): found.append(f'{part}: no command {rest[0]}')
                 options = {o for p in command.params for o in [*p.opts, *p.secondary_opts]} | {'--help', '-h', '--version'}
                 found += [f'{part}: no option {o}' for o in rest if o.startswith('-') and o.split('=')[0] not in options and not re.match(r'-\d', o)]
+    return found
+
+
+def shell_blocks(text): return re.findall(r'^```(?:bash|sh|shell)\n(.*?)^```', text, re.M | re.S)
+
+
+def unmade_sidecars(text):
+    "Sidecars in shell blocks beside sounds that no line above makes."
+    found = []
+    for block in shell_blocks(text):
+        made = set()
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2]!=['distill', 'generate']: continue
+            given = {a: b for a, b in zip(words, words[1:]) if a[0]=='-'}
+            if '--from-sidecar' in given and given['--from-sidecar'] not in {f'{o}.json' for o in made}: found.append(line)
+            folder = '--count' in given or given['-o'].endswith('/')
+            made.add(given['-o'] if not folder else f"{given['-o'].rstrip('/')}/{Path(words[2]).stem}-seed{given.get('--seed')}.{given.get('--format', 'wav')}")
+    return found
+
+
+def told_otherwise(page):
+    "Cells of a session whose stored output shows other commands than they run."
+    found = []
+    for cell in cells(page):
+        if cell['cell_type']!='code': continue
+        source, said = ''.join(cell['source']), ''.join(''.join(o.get('text', '')) for o in cell.get('outputs', []))
+        shown = re.findall(r'^\$ distill (.*)$', said, re.M)
+        if not shown and not re.search(r'^[^#\n]*\bsh\(', re.sub(r'^def sh\(', '', source, flags=re.M), re.M): continue
+        texts = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        if shown!=sorted((o for o in texts if o.split(' ')[0] in program().commands and ' ' in o), key=source.index): found.append((shown, source))
     return found
 
 
@@ -148,6 +179,33 @@ def test_names_that_are_mentioned_exist(page): assert not unknown_names(text_of(
 
 @pytest.mark.parametrize('page', [*PAGES, ROOT/'README.md'], ids=lambda p: p.name)
 def test_commands_that_are_shown_exist(page): assert not wrong_commands(text_of(page) if page.suffix!='.md' else page.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('page', [*PAGES, ROOT/'README.md'], ids=lambda p: p.name)
+def test_sidecars_that_are_shown_are_made(page): assert not unmade_sidecars(text_of(page) if page.suffix!='.md' else page.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('page', NUMBERED, ids=lambda p: p.stem)
+def test_a_session_shows_the_commands_that_it_runs(page): assert not told_otherwise(page), 'run the cells again'
+
+
+def test_there_is_a_session(): assert sum(''.join(o.get('text', '')).count('$ distill ') for c in cells(NBS/'15_cli.ipynb') for o in c.get('outputs', []))>15
+
+
+@pytest.mark.skipif(os.name=='nt', reason='a shell of its own')
+def test_the_loop_for_a_cluster_runs_as_written(tmp_path):
+    "With names that have spaces, and programs that only write down what they are told."
+    (tmp_path/'bin').mkdir()
+    (tmp_path/'bin'/'sbatch').write_text('#!/bin/sh\nexec sh -c "$2"\n', encoding='utf-8')
+    (tmp_path/'bin'/'distill').write_text('#!/bin/sh\nfor word in "$@"; do printf "%s|" "$word"; done\n', encoding='utf-8')
+    for program in (tmp_path/'bin').iterdir(): program.chmod(0o755)
+    for name in 'rain', 'kitchen drums': (tmp_path/'collections'/name).mkdir(parents=True)
+    block, = [b for b in shell_blocks((NBS/'howto/cluster.qmd').read_text(encoding='utf-8')) if 'sbatch' in b]
+    env = dict(os.environ, PATH=f"{tmp_path/'bin'}{os.pathsep}{os.environ['PATH']}")
+    done = subprocess.run(['sh', '-ec', block], cwd=tmp_path, env=env, capture_output=True, text=True, encoding='utf-8')
+    assert done.returncode==0 and not done.stderr, done.stderr
+    for name in 'rain', 'kitchen drums':
+        assert f'fit|collections/{name}/|-o|models/{name}.distill|' in (tmp_path/'logs'/f'{name}.json').read_text(encoding='utf-8')
 
 
 @each_page
@@ -236,7 +294,6 @@ def test_the_clips_that_pages_play_are_made(tmp_path):
 
 
 def test_no_sound_is_stored():
-    import subprocess
     files = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, encoding='utf-8').stdout.splitlines()
     assert not [f for f in files if Path(f).suffix.lower() in ('.wav', '.flac', '.ogg', '.mp3', '.aiff', '.distill')]
 
@@ -250,4 +307,9 @@ def test_each_rule_bites(tmp_path):
     assert unknown_names('`generate_sounds`') and unknown_names('`Distill.sing`') and unknown_names('`distill.gone`') and unknown_names('`ClipSettings()`')
     assert not unknown_names('`generate_clips` `Distill.generate` `distill.codes` `d.panel()` `Clip.save(path)` `x`', 'd = 1')
     assert wrong_commands('```bash\ndistill sing\n```') and wrong_commands('```bash\ndistill fit a -o b --louder\n```')
+    session = lambda name, said: (tmp_path/name).write_text(json.dumps(dict(cells=[dict(cell_type='code', source="sh('info a')", outputs=[dict(text=said)] if said else [])])), encoding='utf-8')
+    for name, said in ('same.ipynb', '$ distill info a\nNone'), ('other.ipynb', '$ distill info b\nNone'), ('none.ipynb', ''): session(name, said)
+    assert [bool(told_otherwise(tmp_path/f'{name}.ipynb')) for name in ('same', 'other', 'none')]==[False, True, True]
+    assert unmade_sidecars('```bash\ndistill generate a -o b/ --count 2\ndistill generate a -o c.wav --from-sidecar b/a-seed7.wav.json\n```')
+    assert not unmade_sidecars('```bash\ndistill generate a -o b/ --seed 7\ndistill generate a -o c.wav --from-sidecar b/a-seed7.wav.json\n```')
     assert not wrong_commands('```bash\ndistill fit a -o b --minutes 5 && distill library list --json   # all\n```')

@@ -262,6 +262,18 @@ def test_a_file_comes_first(put, tmp_path, monkeypatch):
     with pytest.raises(ModelFileError, match='is gone from'): find_model('mine')
 
 
+def test_the_ending_may_be_left_out(put, tmp_path, monkeypatch):
+    "Before the library is asked, which may have another project's model of that name."
+    other, mine = Library().add(put('mine', 'another project')), put('mine', 'here')
+    monkeypatch.chdir(mine.parent)
+    assert find_model('mine')==Path('mine.distill') and find_model(tmp_path/'here'/'mine')==mine
+    (mine.parent/'mine').mkdir()    # such as a folder of sounds
+    assert find_model('mine')==Path('mine.distill')
+    assert json.loads(run('info', 'mine', '--json').stdout)['path']=='mine.distill'
+    mine.unlink(), (mine.parent/'mine').rmdir()
+    assert find_model('mine')==other.path
+
+
 def test_distill_saves_into_it_and_loads_from_it(made, tmp_path):
     d = Distill(load_model(made, 'cpu'))
     d.save(tmp_path/'one.distill')
@@ -288,6 +300,20 @@ def test_commands(put, tmp_path):
     removed = json.loads(run('library', 'remove', 'second', '--delete-file', '--json').stdout)
     assert removed['deleted'] and not (tmp_path/'models'/'two.distill').exists()
     assert run('library', 'remove', 'one').exit_code==0 and 'no models yet' in run('library', 'list').stdout
+
+
+def test_one_damaged_file_keeps_none_of_the_others_out(put, tmp_path):
+    for name in 'a', 'b', 'c': put(name, 'models')
+    (tmp_path/'models'/'b.distill').write_bytes(b'half of a model')
+    done = run('library', 'add', tmp_path/'models', tmp_path/'gone.distill', '--json')
+    told = json.loads(done.stdout)
+    assert done.exit_code==1 and '2 of 4 files' in told['error'] and len(told['details'])==2
+    assert [m['name'] for m in told['models']]==['a', 'c'] and sorted(e.name for e in Library())==['a', 'c']
+    assert [Path(o['file']).name for o in told['failed']]==['b.distill', 'gone.distill'] and 'not a Distill model' in told['failed'][0]['reason']
+    done = run('library', 'add', tmp_path/'models')
+    assert done.exit_code==1 and 'c.distill' in done.stdout and 'b.distill is not a Distill model' in done.stderr
+    alone = run('library', 'add', tmp_path/'models'/'b.distill')
+    assert alone.exit_code==1 and alone.stderr.startswith('error: ') and 'not a Distill model' in alone.stderr
 
 
 @pytest.mark.parametrize('args, code, words', [

@@ -1,5 +1,5 @@
 "Does a model play its training sounds back? What is nearest, what is near, and who is accused."
-import itertools, json, math, weakref
+import itertools, json, math, re, weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -354,5 +354,9 @@ def test_card(fresh, sounds):
     for words in ('# mine', '14 files', 'licence', 'distill fit FOLDER', MADE.verdict, 'level 0: dull', '| 1.500 | 0.500', f'`{fresh.fingerprint}`'):
         assert words in card, words
     assert card.count('\n## ') == 7 and '| – |' in card                               # no generated scores there
+    how = lambda **training: re.search('distill (fit|train) FOLDER.*', model_card(replace(fresh, training_config=training), REPORT))[0]
+    assert how(seed=3, base=None, dataset=dict(speed_semitones=2.0, mix_probability=0.25, eq_db=3.0)).endswith(' --seed 3 --from-scratch --varispeed 2 --mix 0.25 --eq 3')
+    assert how(seed=3, base=dict(name='all kinds'), dataset=dict(speed_semitones=0.0)).endswith(' --seed 3')
+    assert 'distill train FOLDER' in model_card(replace(fresh, prior=None), REPORT)
     bare = model_card(replace(fresh, metadata={}, training_config={}), replace(REPORT, memorisation=None, warnings=()))
     assert 'Not checked' in bare and 'well used' in bare and 'unknown' in bare

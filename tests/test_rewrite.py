@@ -267,7 +267,7 @@ def test_sound_in_sound_out(m, tmp_path):
     ('edit M A dance -o b.npz', 2, 'none of reverse, shift'), ('edit M A shift -o b.npz', 2, 'wants a number'), ('edit M A crop --by 2 -o b.npz', 2, 'takes none'),
     ('edit M A repeat --by 1.5 -o b.npz', 2, 'not a whole number'), ('edit M A repeat --by 0 -o b.npz', 1, 'times=0'), ('edit M A crop --from 50 -o b.npz', 1, 'outside the grid'),
     ('edit M A remove -o b.npz', 1, 'nothing would be left'), ('edit M A reverse --levels 9 -o b.npz', 1, 'some of 0 to 3'), ('edit M A reverse --from 2 --to 1 -o b.npz', 1, 'the smaller first'),
-    ('rewrite M A --temperature 9 -o b.npz', 2, 'from 0.1 to 2'), ('rewrite M A --label dogs -o b.npz', 1, 'dogs'), ('vary M A --keep-levels 4 -o takes', 1, 'keep_levels=4'),
+    ('rewrite M A --temperature 9 -o b.npz', 2, 'from 0.1 to 2'), ('rewrite M A --label dogs -o b.npz', 1, 'dogs'), ('vary M A --keep-levels 4 -o takes', 1, '--keep-levels 4: expected 1 to 3'),
     ('morph M A A --amount 2 -o b.npz', 2, 'from 0 to 1'), ('morph M A A --amount 0,1 -o b.npz', 1, 'each of 4 levels'), ('rewrite M A -o A', 1, 'is an input'),
     ('rewrite M none.npz -o b.npz', 1, 'there is no file'), ('rewrite M A -o gone/b.npz', 1, 'there is no folder'), ('rewrite M A -o b.xyz', 2, 'b.xyz')])
 def test_commands_refuse(m, tmp_path, line, code, words):
@@ -277,3 +277,14 @@ def test_commands_refuse(m, tmp_path, line, code, words):
     assert done.exit_code == code, done.output
     assert words in json.loads(done.stdout)['error']
     assert 'Traceback' not in done.stderr and not (tmp_path/'b.npz').exists()
+
+
+@pytest.mark.parametrize('line', ['edit M A shift -o b.npz', 'edit M A crop --by 2 -o b.npz', 'edit M A repeat --by 1.5 -o b.npz', 'vary M A --keep-levels 4 -o takes'])
+def test_numbers_are_checked_before_the_model_is_loaded(m, tmp_path, monkeypatch, line):
+    import distill.model
+    def too_late(*a, **k): raise AssertionError('the work has begun')
+    monkeypatch.setattr(distill.model, 'load_model', too_late)
+    monkeypatch.chdir(tmp_path)
+    done = run(*[{'M': m.file, 'A': m.sound}.get(o, o) for o in line.split()])
+    assert done.exit_code in (1, 2) and ('--by' in done.stderr or '--keep-levels' in done.stderr)
+    assert 'the work has begun' not in done.stderr and not list(tmp_path.iterdir())
