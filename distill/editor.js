@@ -100,8 +100,8 @@ class Transport {                                  // plays samples as they are:
   }
   setVolume(volume) { this.volume = volume; if (this.now) this.now.level.gain.value = volume * this.gain(this.sounds[this.now.sound]); }
   get time() {                                     // seconds from the beginning of the sound
-    const { from, to, began, context } = this.now, length = (to - from) / this.rate;
-    return from / this.rate + Math.min(length, Math.max(0, context.currentTime - began) % (this.now.loop ? length : Infinity));
+    const { from, to, began, started, context } = this.now, length = (to - from) / this.rate;
+    return from / this.rate + Math.min(length, (Math.max(started, context.currentTime) - began) % (this.now.loop ? length : Infinity));
   }
   close() {
     this.stop(); this.context?.close();
