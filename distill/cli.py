@@ -1364,11 +1364,7 @@ def list_models(words:Annotated[Optional[list[str]], typer.Argument(metavar='[WO
     if not found: print('no model fits' if words else 'no models yet: distill fit puts them here, or distill library add')
     return dict(tell_models(found), library=str(library.path))
 
-# %% ../nbs/15_cli.ipynb #62e3e0a0
-NewName = option(Optional[str], 'What to call it; by default as the file is called.', '--name', metavar='NAME')
-OtherName = argument(str, 'What it will be called.', metavar='NEW')
-DeleteFile = option(bool, 'Delete the model file, too.', '--delete-file')
-
+# %% ../nbs/15_cli.ipynb #2f52d493
 def add_files(library, files, name=None) -> tuple[list, list]: # entries; what could not be added, dicts of file and reason
     "Put model files on the list, and go on where one is no model; where the library itself fails, that is the end"
     from distill.library import LibraryError
@@ -1380,6 +1376,11 @@ def add_files(library, files, name=None) -> tuple[list, list]: # entries; what c
             failed.append(dict(file=str(f), reason=str(e)))
             if isinstance(e, LibraryError): break
     return added, failed
+
+# %% ../nbs/15_cli.ipynb #62e3e0a0
+NewName = option(Optional[str], 'What to call it; by default as the file is called.', '--name', metavar='NAME')
+OtherName = argument(str, 'What it will be called.', metavar='NEW')
+DeleteFile = option(bool, 'Delete the model file, too.', '--delete-file')
 
 @partial(command, group=models, name='add')
 def add_model(paths:Annotated[list[Path], typer.Argument(metavar='FILE|FOLDER', help='Model files, or folders of them.')],
