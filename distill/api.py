@@ -19,7 +19,7 @@ from .dataset import DatasetConfig, Diagnosis
 from .evaluate import EvaluationReport, evaluate_model
 from .library import find_model, register_model
 from .live import in_notebook, show_in_notebook
-from .model import LoadedVQModel, load_model
+from .model import LoadedVQModel, files_of, load_model
 from .doctor import doctor
 from .fitting import clear_checkpoints, fit_model, is_finished, unfinished
 from .pipeline import SEED_STEP, Clip, ClipConfig, generate_clips, regenerate, stream_audio
@@ -137,7 +137,7 @@ class _Files:
         m, about = self.loaded, self.loaded.metadata
         configs = {name: (cfg := getattr(m, name)) and asdict(cfg)
                    for name in ('spectrogram_config', 'vqvae_config', 'prior_config')}
-        files = about.get('files', {})
+        files = files_of(about)
         return dict(name=about.get('name', 'model'), path=m.path and str(m.path), device=str(m.device),
                     fingerprint=m.fingerprint, files=sum(len(files.get(o, ())) for o in ('train', 'valid')), seconds=about.get('seconds', 0.0),
                     scores=dict(about.get('scores', {})), parameters=dict(vqvae=_count(m.model), prior=_count(m.prior)),

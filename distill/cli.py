@@ -1292,7 +1292,8 @@ def beginning(training:dict) -> str: # in words
 # %% ../nbs/15_cli.ipynb #4c5b0067
 def info_rows(about:dict) -> list[tuple]: # rows of two
     "What there is to tell about a model file"
-    made, files = about['metadata'], about['metadata'].get('files') or {}
+    from distill.model import files_of
+    made, files = about['metadata'], files_of(about['metadata'])
     vqvae, prior, numbers = about['vqvae_config'], about['prior_config'], about['parameters']
     rows = [('Name', made.get('name', '')), ('Created', made.get('created', '')),
             ('File', f"{about['path']} ({about['bytes']/1e6:.1f} MB)")]
