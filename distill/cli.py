@@ -1539,7 +1539,8 @@ def demo(out:DemoOut=Path('distill-demo'), minutes:DemoMinutes=3.0, device:Devic
     from distill.synthesis import write_collection
     folder = demo_folder(out)
     with progress() as tell: sounds = write_collection(folder/'sounds', progress_callback=tell)
-    answer, loaded, collection = learn(sounds, folder/'demo.distill', minutes, None, 0, device, resume=False)
+    try: answer, loaded, collection = learn(sounds, folder/'demo.distill', minutes, None, 0, device, resume=False)
+    except Interrupted as e: raise Interrupted(e.code, dict(e.answer or {}, resume='')) from e    # a demonstration begins anew
     with progress() as tell:
         cfg = ClipConfig(sampling=sampling_settings(seed=0))
         clip, = generate_clips(loaded, cfg, progress_callback=part(tell, 0, 0.4))

@@ -713,6 +713,16 @@ def test_demo(monkeypatch, tmp_path):
     assert len(list((tmp_path/'demo'/'sounds').rglob('*.flac')))==8
 
 
+def test_demo_that_is_interrupted(monkeypatch, tmp_path):
+    "It has no --resume, and offers none."
+    from distill import cli, synthesis
+    def learn(*args, **named): raise cli.Interrupted(143, dict(model=tmp_path/'demo.distill', resume='stage 1, step 5'))
+    monkeypatch.setattr(cli, 'learn', learn)
+    monkeypatch.setattr(synthesis, 'write_collection', lambda folder, **named: folder)
+    done = run('demo', '-o', tmp_path/'demo')
+    assert done.exit_code==143 and 'demo.distill' in done.stderr and '--resume' not in done.stderr
+
+
 def test_demo_destroys_nothing(tmp_path):
     (tmp_path/'demo.wav').write_text('mine', encoding='utf-8')
     done = run('demo', '-o', tmp_path)
