@@ -84,7 +84,7 @@ def explain(
     text = str(error).strip() or type(error).__name__
     of_torch = type(error).__name__ == 'OutOfMemoryError' or isinstance(error, RuntimeError) and re.search('out of memory|(enough|allocate) memory', text)
     if of_torch or isinstance(error, MemoryError):
-        return ['there is not enough memory: close other programs, or use fewer or shorter sounds' + ', or --device cpu' * bool(of_torch)]
+        return ['there is not enough memory: close other programs, or use fewer or shorter sounds' + ', or --device cpu' * bool(of_torch and not re.search('CPUAllocator|alloc_cpu', text))]
     if ours or isinstance(error, (ValueError, OSError, FloatingPointError)): return text.splitlines()
     text = f'{type(error).__name__}: {text}'.splitlines()[0]
     return [f'this should not happen, please report it ({text}). With DISTILL_DEBUG=1 set, there is a traceback']
@@ -609,6 +609,7 @@ def health_lines(
 # %% ../nbs/15_cli.ipynb #b1493d06
 def fit_lines(loaded, collection, target, name=None) -> list[str]: # lines
     "How a fit went, where the model is and what the library calls it, what to do next"
+    from distill.audio import fold_name
     about, size, mine = loaded.metadata, loaded.vqvae_config.codebook_size, quoted(target)
     next_step = f'generate {mine} -o new.wav'
     if loaded.prior is None: next_step = f'train-prior {quoted(collection.files.folder)} {mine}'
@@ -616,7 +617,7 @@ def fit_lines(loaded, collection, target, name=None) -> list[str]: # lines
     return [*file_lines(collection.files), *score_lines(about['scores'], size), *health_lines(about['warnings']),
             *(f'Trouble  {note}' for note in about.get('notes', [])),
             f'Model    {target} ({megabytes:.1f} MB), {trained} of training on {loaded.device}',
-            *([f'Library  it is called {name!r} there: {target.stem!r} is the name of another, or this one was renamed'] if name not in (None, target.stem) else []),
+            *([f'Library  it is called {name!r} there: {target.stem!r} is the name of another, or this one was renamed'] if name and fold_name(name) != fold_name(target.stem[:100]) else []),
             f'Next     distill {next_step}']
 
 def fit_report(

@@ -55,7 +55,7 @@ class CodesPanel(_CodesView):
     ):
         self.workspace = model if isinstance(model, Workspace) else Workspace(model)
         self.job, self.error, self.made = Job(self.show_running, patience=0.2), None, 0
-        self.editor, self.before = None, None         # the one that is open; the one before it, if something was changed there
+        self.editor, self.before = None, []           # the one that is open; those before it in which something was changed
         super().__init__(folder)
         for b, do in ((self.encode_button, self.encode), (self.open_button, self.open_codes), (self.render, self.keep_sound),
                       (self.save_button, self.save_codes), (self.halt, self.stop), (self.back_button, self.go_back)):
@@ -125,24 +125,21 @@ CodesPanel._start, CodesPanel.encode, CodesPanel.open_codes = _start, _encode, _
 # %% ../nbs/13d_codes_panel.ipynb #8c75a135
 def _edited(editor): return editor.history.now is not editor.history.first
 
-def _show_editor(self, editor: CodeEditor) -> str: # words about it
-    "Open another grid; one that was changed stays within reach"
+def _show_editor(self, editor: CodeEditor, place: int = None) -> str: # words about it
+    "Open another grid; the one before it stays within reach if it was changed, at this place in the line: by default the first to return to"
     before, self.editor, grid, name = self.editor, editor, editor.grid, editor.about['title']
     self.box.children, self.name.value, self.after.layout.display = [editor], name, None
     if before is not None:
         before.stop()
-        left = self.before if _edited(before) else before
-        if left not in (None, editor): left.close()
-        if _edited(before): self.before = before
-        elif self.before is editor: self.before = None
-    back = self.before is not None
-    self.back_button.layout.display = None if back else 'none'
-    more = f'. Back returns to {self.before.about["title"]}, with its changes' if back else ''
+        if _edited(before): self.before.insert(len(self.before) if place is None else place, before)
+        else: before.close()
+    self.back_button.layout.display = None if self.before else 'none'
+    more = f'. Back returns to {self.before[-1].about["title"]}, with its changes' if self.before else ''
     return f'{name}: {grid.seconds:.4g} s, {grid.bands} bands × {grid.columns} columns × {grid.levels} levels of codes{more}'
 
 def _go_back(self):
-    "What Back does: what was edited before is open again"
-    if self.before is not None and not self.job.running: show_words(self.status, self.show_editor(self.before))
+    "What Back does: what was edited before is open again; this one waits at the end of the line, if it was edited, too"
+    if self.before and not self.job.running: show_words(self.status, self.show_editor(self.before.pop(), place=0))
 
 CodesPanel.show_editor, CodesPanel.go_back = _show_editor, _go_back
 

@@ -396,7 +396,7 @@ class Version:
     other: CodeGrid            # or None
     line: str = ''             # that made them from those of `parent`
     parent: 'Version' = field(default=None, repr=False)
-    copies: dict = field(default_factory=dict)  # what the line calls by name: name → (version, 'grid' or 'other')
+    copies: dict = field(default_factory=dict, repr=False)  # what the line calls by name: name → (version, 'grid' or 'other')
     own: Change = None         # what became of the sound
     second: Change = None      # and of the other one
     selection: dict = None     # what was selected then

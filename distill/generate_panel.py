@@ -602,7 +602,7 @@ def _go_on(self, card: TakeCard):
     "Let the next take begin with this one"
     self.prompt.picker.source.value, most = card.clip, self.sound.duration.max
     whole = card.clip.seconds + 1 <= most
-    if not whole: self.prompt.seconds.value = self.prompt.seconds.max                    # nothing would be left to make
+    self.prompt.seconds.value = 0 if whole else self.prompt.seconds.max                  # all of it, unless nothing would be left to make
     longer = (card.clip.seconds if whole else self.prompt.seconds.value) + 1 - self.sound.duration.value
     if longer > 0 and not self.sound.until_end.value: self.sound.duration.value = min(most, self.sound.duration.value + longer + 4)
     show_words(self.status, f'The next take goes on from take {card.number}' + ('' if whole else f', from its first {self.prompt.seconds.value:g} s: all of it is as long as a take can be'))

@@ -451,7 +451,7 @@ def generate_clips(
     for first in range(0, len(seeds), batch_size):
         batch = seeds[first:first + batch_size]
         part = lambda f, text: tell((first + len(batch) * f) / len(seeds), text)
-        clips += [_as_clip(loaded, cfg, seed, wav, prompt)
+        clips += [_as_clip(loaded, cfg, seed, wav, prompt, request.prompt)
                   for seed, wav in zip(batch, _waveforms(loaded, cfg, request, batch, part, should_stop, batch_size, heard))]
     tell(1.0, f'{sum(c.seconds for c in clips):g} s generated, seed {seeds[0]}')
     return clips
@@ -477,15 +477,15 @@ def _waveforms(loaded, cfg, request, seeds, tell, should_stop, batch_size, heard
 
 def _end(loaded, wav): return fade_out(wav, round(FADE_S * loaded.spectrogram_config.sample_rate))
 
-def _prompt_facts(prompt):  # what a prompt is known by again
-    data = torch.as_tensor(prompt).detach().cpu().float().numpy().tobytes()
-    return dict(prompt_samples=len(prompt), prompt_fingerprint=hashlib.sha256(data).hexdigest()[:16])
+def _prompt_facts(prompt, codes):  # what a prompt is known by again: the codes that are gone on from (w, bands·q), not the last bits of its samples
+    if prompt is None: return {}
+    return dict(prompt_samples=len(prompt), prompt_fingerprint=hashlib.sha256(codes.cpu().numpy().tobytes()).hexdigest()[:16])
 
-def _as_clip(loaded, cfg, seed, wav, prompt):
+def _as_clip(loaded, cfg, seed, wav, prompt, codes):
     cfg = replace(cfg, sampling=replace(cfg.sampling, seed=seed))
     about = dict(made_by='prior', **cfg.to_dict(), model=loaded.metadata.get('name', ''), model_fingerprint=loaded.fingerprint,
                  prior_fingerprint=loaded.prior_fingerprint, distill_version=__version__)
-    if prompt is not None: about |= _prompt_facts(prompt)
+    about |= _prompt_facts(prompt, codes)
     return Clip(limit_peak(wav), loaded.spectrogram_config.sample_rate, about)
 
 # %% ../nbs/09_pipeline.ipynb #b5e31cd8
@@ -512,14 +512,16 @@ def generate_audio_from_prior(
 # %% ../nbs/09_pipeline.ipynb #101c1f72
 SEED_STEP = 1000   # from one of several sounds to the next: pieces of a crossfaded one draw from neighbouring seeds
 
-def _check_prompt(path, about, prompt, any_prompt):
+def _check_prompt(path, about, loaded, cfg, prompt, any_prompt):
     if 'prompt_samples' not in about:
         if prompt is not None: raise ValueError(f'{path} did not go on from a prompt: leave it out')
         return
     asked = f"{path} went on from a prompt of {about['prompt_samples']} samples"
     if prompt is None: raise ValueError(f'{asked}: give the same prompt')
-    if not any_prompt and any(about.get(name, value) != value for name, value in _prompt_facts(prompt).items()):   # older ones know the length alone
-        raise ValueError(f'{asked}, and this is another one: give the same prompt, or ask for the same settings with this one')
+    if any_prompt: return
+    same = len(prompt) == about['prompt_samples']
+    if same and 'prompt_fingerprint' in about: same = _prompt_facts(prompt, _request(loaded, cfg, prompt).prompt)['prompt_fingerprint'] == about['prompt_fingerprint']
+    if not same: raise ValueError(f'{asked}, and this is another one: give the same prompt, or ask for the same settings with this one')
 
 def regenerate(
     loaded: LoadedVQModel,
@@ -538,8 +540,8 @@ def regenerate(
     if not any_model and any(about.get(name) != value for name, value in own.items()):
         raise ValueError(f"{path} was made with the model {about.get('model')!r} as it was then, and this is another one or has learned more since: "
                          'use that model, or ask for the same settings with this one')
-    _check_prompt(path, about, prompt, any_model)
     cfg = ClipConfig.from_dict({f.name: about[f.name] for f in fields(ClipConfig) if f.name in about})
+    _check_prompt(path, about, loaded, cfg, prompt, any_model)
     return generate_clips(loaded, cfg, None, prompt, progress_callback)[0]
 
 # %% ../nbs/09_pipeline.ipynb #ef5ae715

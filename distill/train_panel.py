@@ -222,8 +222,9 @@ class TrainPanel(_TrainView):
     ):
         self.job, self.on_model = Job(lambda running: self._refresh(), lambda: None if self._learning else 0.2), on_model
         self.diagnosis, self.training, self.error = None, None, None
-        self.loaded, self.path, self.saved_as = None, None, (None, None)   # the last model, where it belongs, where that was and where it is in the end
-        self.aim, self.resuming, self.warned = None, False, False          # where the model goes that is being learned
+        self.run, self.aim, self.resuming, self.warned = None, None, False, False  # what was begun last, and where its model goes; Resume is of the same run
+        self.loaded, self.of, self.path = None, None, None                 # the last model, its run, where it belongs
+        self.kept, self.saved_as = None, None                              # the model that was saved last; its run, where it was to go, where it is
         super().__init__(folder, target)
         for shown, what in ((self.check, self.examine), (self.go, self.start), (self.halt, self.stop), (self.resume, self.go_on), (self.save, self.keep)):
             shown.on_click(lambda _, what=what: what())
@@ -246,7 +247,7 @@ class TrainPanel(_TrainView):
     @property
     def unsaved(self) -> bool:
         "Whether there is a finished model that is in no file yet"
-        return self.loaded is not None and is_finished(self.loaded) and self.saved_as[1] is None
+        return self.loaded is not None and self.loaded is not self.kept and is_finished(self.loaded)
 
     def wait(self, timeout: float | None=None) -> bool: # seconds; None: as long as it takes
         "For scripts: until nothing is going on any more"
@@ -255,7 +256,7 @@ class TrainPanel(_TrainView):
 # %% ../nbs/13c_train_panel.ipynb #35742809
 def _offer(self):
     there = self._refresh()
-    if there: self.say(f'There is a training that was not finished ({there}). Resume goes on with it; Start begins anew.')
+    if there and not (self.unsaved and self.of is self.run and self.path == self.settings.path()): self.say(f'There is a training that was not finished ({there}). Resume goes on with it; Start begins anew.')
 
 def _chosen(self, folder):
     self.diagnosis, self.verdict.value = None, ''
@@ -318,9 +319,10 @@ def _begin(self, resume):
     self.error, folder = None, Path(self.chooser.folder).expanduser()
     try:
         if not self.chooser.folder or not folder.is_dir(): raise ValueError(f'there is no folder {self.chooser.folder or "chosen yet"}: choose one with sounds')
-        fit, self.aim = self.settings.fit_settings(), self.settings.path()
+        fit, aim = self.settings.fit_settings(), self.settings.path()
     except ValueError as e: return _failed(self, e)
     checkpoints = self._checkpoints(resume)
+    self.run, self.aim = self.run if resume and aim == self.aim else object(), aim
     self.training = Training(None if fit['epochs'] else fit['minutes'])
     board, before, self.resuming, self.warned = Dashboard(self.training), self.live.children, resume, False
     self.live.children = [board.widget]
@@ -360,8 +362,7 @@ def _finish(self, loaded, error):
     if not self.training.stages: self.live.children = []          # there is nothing to see
     if stopped: return self.say('Stopped before it went on: Resume goes on.' if self.resuming else 'Stopped before anything was learned.')
     if error: return _failed(self, error)
-    if not (self.resuming and self.path == self.aim): self.saved_as = None, None
-    self.loaded, self.path, learned = loaded, self.aim, loaded.metadata['scores'].get('log_mel_l1') is not None
+    self.loaded, self.of, self.path, learned = loaded, self.run, self.aim, loaded.metadata['scores'].get('log_mel_l1') is not None
     words = f'after {time_words(60 * loaded.metadata["minutes"])} of training'
     if is_finished(loaded): self.say(f'Done {words}. Save keeps the model.')
     elif learned: self.say(f'Stopped {words}. What was learned is kept: Save writes it, Resume goes on.')
@@ -369,14 +370,15 @@ def _finish(self, loaded, error):
     if learned: self.on_model(loaded)
 
 def keep(self: TrainPanel) -> Path: # where it is; None if that went wrong, and the panel says why
-    "What Save does: write the model to its file and put it into the library; only what this panel wrote of this model itself is overwritten"
+    "What Save does: write the model to its file and put it into the library; only what this panel wrote of the same run is overwritten"
     try:
         if self.loaded is None: raise ValueError('there is no model to save yet')
         wanted = self.settings.path(self.path.stem)
-        path = self.loaded.save(self.saved_as[1] if wanted == self.saved_as[0] else free_path(wanted))
-        self.saved_as = wanted, path
+        mine = self.saved_as and self.saved_as[:2] == (self.of, wanted)
+        path = self.loaded.save(self.saved_as[2] if mine else free_path(wanted))
+        self.kept, self.saved_as = self.loaded, (self.of, wanted, path)
         register_model(path)
-        if is_finished(self.loaded): clear_checkpoints(Checkpoints(self.path.with_name(f'{self.path.name}.checkpoints')))
+        if is_finished(self.loaded) and (self.of is self.run or self.path != self.aim): clear_checkpoints(Checkpoints(self.path.with_name(f'{self.path.name}.checkpoints')))
     except Exception as e:
         self.error = e
         return show_words(self.saved, in_words(e), error=True)

@@ -669,12 +669,21 @@ def test_what_goes_wrong_takes_no_model_away(trains, tmp_path):
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     panel._offer()
-    assert 'not finished' in panel.status.value and not panel.resume.disabled
+    assert 'not finished' not in panel.status.value and not panel.resume.disabled    # they are of the model that waits for Save
     said = press(panel.resume, **{'is': ValueError('these checkpoints are of another fit')})
     assert 'checkpoints are of another fit' in said and 'distill-error' in said and panel.loaded is done and not panel.save.disabled and len(made)==1
     said = press(panel.check)                                 # an empty folder
     assert 'not enough' in said and 'distill-error' in said   # and not what can be gone on with
     assert 'Failed' in panel.live.children[0].children[1].value
+    press(panel.go)                                           # says that it is not saved
+    press(panel.go, **{'is': ValueError('no room')})
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.touch()
+    assert 'No room' in panel.status.value
+    panel._offer()
+    assert 'not finished' in panel.status.value
+    press(panel.save)
+    assert checkpoint.exists() and (tmp_path/'kicks.distill').exists()    # those of the run that failed are left alone
 
 
 def test_start_asks_before_a_model_is_lost(trains, loaded):
@@ -685,8 +694,17 @@ def test_start_asks_before_a_model_is_lost(trains, loaded):
     press(panel.save)
     assert 'Done' in press(panel.go) and len(made)==3        # that one is in its file
     press(panel.save)
+    half = replace(loaded, metadata=dict(done.metadata, stopped=['asked to']))
+    press(panel.go, **{'is': half})
+    press(panel.save)
+    assert press(panel.resume, **{'is': done}) and panel.path.name=='kicks.distill' and 'not saved yet' in press(panel.go)    # what is in the file is not finished
+    press(panel.save)
+    assert panel.saved.value.endswith('kicks-3.distill</div>')                              # over its own beginning
+    panel.go.click(), panel.wait(10)
+    press(panel.save)
+    assert 'kicks-4.distill' in panel.saved.value                                           # but another run is another model
     press(panel.go, **{'is': replace(loaded, metadata=dict(scores=dict(log_mel_l1=None), minutes=.1, stopped=['asked to']))})
-    assert 'before anything could be measured' in panel.status.value and len(made)==3
+    assert 'before anything could be measured' in panel.status.value
     assert 'Done' in press(panel.go, **{'is': None})         # there was nothing to lose
 
 
@@ -727,6 +745,8 @@ def test_go_on_from_the_longest(panel, clip):
     card = panel.takes.add(replace(clip, wav=torch.zeros(30*48_000)), (b'', b''))
     panel.go_on(card)
     assert (panel.prompt.seconds.value, panel.sound.duration.value)==(10, 15) and 'first 10 s' in panel.status.value
+    panel.go_on(panel.takes.add(replace(clip, wav=torch.zeros(20*48_000)), (b'', b'')))
+    assert (panel.prompt.seconds.value, panel.sound.duration.value)==(0, 25)
 
 
 def test_a_folder_that_cannot_be_read(monkeypatch, tmp_path):
