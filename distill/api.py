@@ -18,7 +18,7 @@ from .codes import CodeGrid, Region, decode, encode
 from .dataset import DatasetConfig, Diagnosis
 from .evaluate import EvaluationReport, evaluate_model
 from .library import find_model, register_model
-from .live import in_notebook, show_in_notebook
+from .live import in_notebook, show_in_notebook, show_in_terminal
 from .model import LoadedVQModel, files_of, load_model
 from .doctor import doctor
 from .fitting import clear_checkpoints, fit_model, is_finished, unfinished
@@ -162,8 +162,9 @@ def training_view(
     "What there is to see of a training"
     if show and in_notebook():
         with show_in_notebook(minutes) as training: yield training, training.on_event
-    else:
-        with progress_bar(show) as tell: yield tell, None
+    elif show:
+        with show_in_terminal(minutes) as training: yield training, training.on_event
+    else: yield None, None
 
 # %% ../nbs/14_api.ipynb #7dfde5e8
 class _Fitting:

@@ -12,11 +12,11 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
            'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
            'High', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
-           'Blend', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'BenchSeed', 'models', 'ModelName',
-           'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort',
-           'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain', 'on_signals',
-           'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument',
-           'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
+           'Blend', 'Card', 'Page', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'BenchSeed', 'models',
+           'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser',
+           'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain',
+           'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option',
+           'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
            'export_config', 'progress', 'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor',
            'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue',
            'takes_place', 'unfinished_target', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted',
@@ -33,7 +33,7 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
-import errno, json, math, os, re, signal, sys, tempfile, time
+import errno, html, json, math, os, re, signal, sys, tempfile, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial, wraps
@@ -410,9 +410,8 @@ def say_diagnosis(
     "Print every file, and what follows"
     if found.files.reports: print(file_table(found.files.reports), end='\n\n')
     for name, why in found.files.aside.items(): print(f'set aside  {name}: {why}')
-    n, all_files, tier = len(found.files.used), len(found.files.reports), found.tier
+    n, all_files = len(found.files.used), len(found.files.reports)
     print(f'{n} of {all_files} files can be used, {clock(found.files.seconds)} of sound, {clock(found.seconds)} of it to be heard')
-    if n: print(f'A model of them is of the {tier.name} size: {tier.codebook_size} codes at each of {tier.n_quantizers} levels')
 
 @command
 def doctor(folder:Folder, device:Device=None, quick:Quick=False, as_json:AsJson=False):
@@ -642,6 +641,8 @@ def say_before(collection, checkpoints, estimate=None):
     "Print what the doctor says of a folder, and where checkpoints will be"
     from distill.dataset import diagnose
     if not is_main(): return
+    for r in collection.files.skipped[:20]: print(f'not used: {r.name}: {r.reason}')
+    if (more := len(collection.files.skipped) - 20) > 0: print(f'not used: {more} more, see `distill doctor`')
     print(*diagnose(collection, estimate).words, sep='\n')
     print(f'Checkpoints: in {checkpoints.folder}, every {checkpoints.every_seconds:.0f} s, until the model is there', end='\n\n')
 
@@ -1274,15 +1275,26 @@ def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amoun
     return write_grid(loaded, made, target, cells_changed=len(made.diff(a)))
 
 # %% ../nbs/15_cli.ipynb #f3f890d4
+Card = option(Optional[Path], 'Write a model card, in Markdown, to this file.', '--card', metavar='FILE')
+Page = option(Optional[Path], 'Write a web page with the nearest moments side by side, to listen to, to this file.', '--page', metavar='FILE')
+
 @command
-def evaluate(model:Model, folder:Folder, device:Device=None, as_json:AsJson=False):
+def evaluate(model:Model, folder:Folder, card:Card=None, page:Page=None, device:Device=None, as_json:AsJson=False):
     "Score MODEL against the sounds of FOLDER that it never learned from."
-    from distill.evaluate import evaluate_model
+    from distill.audio import write_atomically
+    from distill.evaluate import evaluate_model, memorisation_page, model_card
     from distill.model import load_model
+    card, page = (path and check_target(path, (model,)) for path in (card, page))
     loaded = load_model(model, device)
     with progress() as tell: report = evaluate_model(loaded, folder, progress_callback=tell)
     print(report)
-    return report.to_dict()
+    written = dict(card=str(card)) if card else {}
+    if card: write_atomically(card, model_card(loaded, report).encode())
+    if page and report.memorisation is None:
+        raise Refused('--page: whether it copies is not known; that takes a model with a prior, and the folder that it was made from', **report.to_dict(), **written)
+    if page: write_atomically(page, f'<!doctype html><meta charset="utf-8"><title>{html.escape(report.model)}</title>{memorisation_page(report.memorisation)}'.encode())
+    for path in filter(None, (card, page)): print(f'Written  {path}')
+    return dict(report.to_dict(), **written, **(dict(page=str(page)) if page else {}))
 
 # %% ../nbs/15_cli.ipynb #f121f6b1
 def beginning(training:dict) -> str: # in words

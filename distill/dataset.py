@@ -622,7 +622,8 @@ class Diagnosis:
     @property
     def words(self) -> list:  # lines
         "What follows from it all"
-        return [f'Verdict: {self.verdict}', *(f'- {o}' for o in self.advice), *(self.estimate.lines if self.estimate else ())]
+        size = f'A model of them is of the {self.tier.name} size: {self.tier.codebook_size} codes at each of {self.tier.n_quantizers} levels'
+        return [*([size] if self.n_sounds else []), f'Verdict: {self.verdict}', *(f'- {o}' for o in self.advice), *(self.estimate.lines if self.estimate else ())]
 
     def __str__(self): return '\n'.join([str(self.files), '', *self.words])
     def _repr_pretty_(self, p, cycle): p.text(str(self))
@@ -632,7 +633,7 @@ class Diagnosis:
 def _verdict(found):
     n, seconds = found.n_sounds, found.seconds
     if not found.files.reports: return 'there are no sound files here'
-    if n == 0: return 'there is no usable sound here: see above what is wrong with each file'
+    if n == 0: return 'there is no usable sound here: each file says what is wrong with it'
     if n == 1: return ('one usable sound is not enough: one is held out to measure what was learned. '
                        'Add sounds, or cut it in pieces')
     words = f'ready: {n} sounds, {seconds / 60:.1f} minutes to be heard; learn it for {found.minutes} minutes or more'
@@ -653,7 +654,7 @@ _ADVICE = {
     'not-a-number': '{} damaged by values that are no numbers: export again',
     'mostly-silent': '{} mostly silence: cut it away, or the model learns to be silent',
     'quiet': '{} very quiet: normalise them, if they are not meant to be',
-    'unreadable': '{} unreadable: see the reasons above',
+    'unreadable': '{} unreadable: each says why',
     'silent': '{} silent: remove them',
     'too-short': '{} too short to hold a sound: remove them, or join several',
 }

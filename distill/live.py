@@ -309,6 +309,7 @@ class TerminalView:
 
     def __rich_console__(self, console, options):
         t, going_on = self.training, self.training.stage and self.training.stage.ended is None
+        if t.verdict: yield _line_of((t.verdict, 'dim'))
         if not t.stages:
             yield _line_of(*_bar(t.fraction, console), f' {t.fraction:4.0%}  {time_words(t.elapsed)}  {t.text}')
             return
@@ -452,7 +453,8 @@ def _head_html(training):
     bar = (f'<div class="distill-bar"><div style="width:{100 * min(1.0, training.fraction):.1f}%"></div></div>')
     going_on = stage and stage.ended is None
     words = f'{stage.name.capitalize()}: {stage_words(stage)}' if going_on else training.text
-    return f'{bar}<div class="distill-head"><b>{f"{training.ending}, " if training.over else ""}{left}</b> · {html.escape(words)}</div>'
+    verdict = f'<div>{html.escape(training.verdict)}</div>' if training.verdict else ''
+    return f'{verdict}{bar}<div class="distill-head"><b>{f"{training.ending}, " if training.over else ""}{left}</b> · {html.escape(words)}</div>'
 
 def _stage_html(stage):
     legend = f'<span style="color:{_SCORE}">{html.escape(score_words(stage) or "not scored yet")}</span>'

@@ -1,5 +1,5 @@
 "The command line, doing what it is for: every command on a tiny collection, in this process or in one of its own."
-import json, os, shutil, signal, subprocess, sys, tempfile, time
+import html, json, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -662,8 +662,13 @@ def test_reconstruct_a_folder(w, tmp_path):
 
 
 # --- scores
-def test_evaluate(w):
-    about = report('evaluate', w.model, w.sounds)
+def test_evaluate(w, tmp_path):
+    card, page = tmp_path/'card.md', tmp_path/'page.html'
+    about = report('evaluate', w.model, w.sounds, '--card', card, '--page', page)
+    assert card.read_text(encoding='utf-8').startswith('# ') and (about['card'], about['page'])==(str(card), str(page))
+    shown = page.read_text(encoding='utf-8')
+    assert shown.count('<audio') >= 2 and about['memorisation']['verdict'] in html.unescape(shown)
+    assert 'is an input' in run('evaluate', w.model, w.sounds, '--card', w.model).stderr
     assert len(about['files'])==1 and about['n_learned']==5 and 0<about['ceiling']<about['wave']
     assert 'ceiling' in run('evaluate', w.model, w.sounds).stdout
 

@@ -315,7 +315,7 @@ def test_verdicts(tmp_path):
     for i in range(3): save_audio(tmp_path/f'{i}.wav', synthesise('drums', seed=i, seconds=0.5))
     found = replace(examine_folder(tmp_path), estimate=SimpleNamespace(minutes=7, lines=['Time: long'], to_dict=lambda: dict(device='abacus')))
     assert found.ready and 'little sound' in found.verdict and found.tier.name=='small'
-    assert found.advice==['1 file is unreadable: see the reasons above']
+    assert found.advice==['1 file is unreadable: each says why']
     about = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert (about['used'], about['found'], about['ready'], about['training']['device'], about['minutes'], about['tier']['codebook_size'])==(3, 4, True, 'abacus', 7, 64)
     for words in 'text.wav', 'not a sound file', 'Verdict: ready', 'for 7 minutes', 'Time: long': assert words in str(found)
