@@ -73,11 +73,12 @@ def run_apart(
     name: str,                # of a registered job
     settings: dict,           # its settings, ready for JSON
     progress_callback=None,   # called with (fraction, text)
+    home: str = 'distill.bench',  # the module that registers it
 ) -> dict:                    # what the job returned
     "Run a job in a Python of its own; raises `RuntimeError` with the job's last words if it fails"
     here = str(Path(sys.modules['distill'].__file__).resolve().parents[1])     # the same package, wherever it is
     paths = os.pathsep.join(filter(None, [here, os.environ.get('PYTHONPATH')]))
-    program = 'import sys; from distill.bench import do_job; do_job(sys.argv[1])'
+    program = f'import sys, {home}; from distill.bench import do_job; do_job(sys.argv[1])'
     process = subprocess.Popen(
         [sys.executable, '-c', program, json.dumps([name, settings])], encoding='utf-8', errors='replace',
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

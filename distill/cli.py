@@ -12,25 +12,26 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
            'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
            'High', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
-           'Blend', 'Card', 'Page', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'BenchMinutes', 'BenchSeed', 'models',
-           'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser',
-           'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain',
-           'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option',
-           'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
-           'export_config', 'progress', 'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor',
-           'list_model', 'augmentation', 'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue',
-           'takes_place', 'unfinished_target', 'keep_or_drop', 'file_lines', 'is_number', 'decibels', 'quoted',
-           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget',
-           'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset',
-           'changed', 'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip',
-           'file_facts', 'say_clips', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar',
-           'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset',
-           'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions',
-           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
-           'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning',
-           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files', 'add_model',
-           'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder',
-           'demo_picture', 'demo_text', 'demo', 'main']
+           'Blend', 'Card', 'PAGE', 'Page', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'Estimates', 'Scale',
+           'BenchMinutes', 'BenchSeed', 'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK',
+           'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted',
+           'Refused', 'telling', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named',
+           'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
+           'model_target', 'sound_target', 'file_form', 'export_config', 'progress', 'part', 'columns', 'clock',
+           'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints',
+           'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop',
+           'report_lines', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines',
+           'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior',
+           'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
+           'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips',
+           'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option',
+           'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode',
+           'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions', 'reconstruction_targets',
+           'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by',
+           'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning', 'info_rows', 'info', 'bench',
+           'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model', 'remove_model',
+           'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo',
+           'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, html, json, math, os, re, signal, sys, tempfile, time
@@ -457,7 +458,7 @@ def find_checkpoints(
     "The folder beside a model file from which a fit that was cut short goes on; raises `ValueError` rather than write over one"
     from distill.fitting import clear_checkpoints, unfinished
     from distill.training import Checkpoints
-    checkpoints = Checkpoints(target.with_name(f'{target.name}.checkpoints'), save_every, resume=bool(resume))
+    checkpoints = Checkpoints.beside(target, every_seconds=save_every, resume=bool(resume))
     if there := unfinished(checkpoints):
         if resume is None: raise ValueError(f'{checkpoints.folder} holds a fit that was not finished ({there}): go on with it by --resume, '
                                             'or forget it by --no-resume')
@@ -470,7 +471,7 @@ def finished_already(target, resume, stages): # what there is to tell, or None
     from distill.fitting import unfinished
     from distill.model import ModelFileError, read_model_info
     from distill.training import Checkpoints
-    if not resume or not target.exists() or unfinished(Checkpoints(target.with_name(f'{target.name}.checkpoints'))): return None
+    if not resume or not target.exists() or unfinished(Checkpoints.beside(target)): return None
     try: about = read_model_info(target)
     except ModelFileError: return None
     stopped = about['metadata'].get('stopped', [])
@@ -561,12 +562,16 @@ def keep_or_drop(
     return dict(model=path, library=list_model(path) if library else None, **(dict(kept=str(target)) if path != target else {}))
 
 # %% ../nbs/15_cli.ipynb #200de8c4
+def report_lines(title:str, reports) -> list[str]: # at most 21
+    "Twenty files and what is to be said of each, and how many more there are"
+    lines = [f'{title}: {r.name}: {r.reason or "; ".join(r.notes)}' for r in reports[:20]]
+    return lines + [f'{title}: {len(reports) - 20} more, see `distill doctor`']*(len(reports) > 20)
+
 def file_lines(files) -> list[str]: # what was used, what was not, in lines
     "Which files a model was made of"
     lines = [f'Files    {len(files.used)} of {len(files.reports)} used, {clock(files.seconds)} of sound']
     for title, rows in (('not used', files.skipped), ('used, with a note', [r for r in files.used if r.notes])):
-        lines += [f'         {title}: {r.name}: {r.reason or "; ".join(r.notes)}' for r in rows[:20]]
-        if len(rows) > 20: lines.append(f'         {title}: {len(rows) - 20} more, see `distill doctor`')
+        lines += [f'         {line}' for line in report_lines(title, rows)]
     return lines
 
 def is_number(x) -> bool: return isinstance(x, (int, float)) and math.isfinite(x)
@@ -641,9 +646,7 @@ def say_before(collection, checkpoints, estimate=None):
     "Print what the doctor says of a folder, and where checkpoints will be"
     from distill.dataset import diagnose
     if not is_main(): return
-    for r in collection.files.skipped[:20]: print(f'not used: {r.name}: {r.reason}')
-    if (more := len(collection.files.skipped) - 20) > 0: print(f'not used: {more} more, see `distill doctor`')
-    print(*diagnose(collection, estimate).words, sep='\n')
+    print(*report_lines('not used', collection.files.skipped), *diagnose(collection, estimate).words, sep='\n')
     print(f'Checkpoints: in {checkpoints.folder}, every {checkpoints.every_seconds:.0f} s, until the model is there', end='\n\n')
 
 def estimate_for(collection, epochs, device, from_scratch, tell):
@@ -1276,6 +1279,8 @@ def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amoun
 
 # %% ../nbs/15_cli.ipynb #f3f890d4
 Card = option(Optional[Path], 'Write a model card, in Markdown, to this file.', '--card', metavar='FILE')
+PAGE = ('<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+        '<style>body {{ font-family: system-ui, sans-serif; margin: 2em }}</style><h1>{title}</h1>{body}')
 Page = option(Optional[Path], 'Write a web page with the nearest moments side by side, to listen to, to this file.', '--page', metavar='FILE')
 
 @command
@@ -1292,7 +1297,7 @@ def evaluate(model:Model, folder:Folder, card:Card=None, page:Page=None, device:
     if card: write_atomically(card, model_card(loaded, report).encode())
     if page and report.memorisation is None:
         raise Refused('--page: whether it copies is not known; that takes a model with a prior, and the folder that it was made from', **report.to_dict(), **written)
-    if page: write_atomically(page, f'<!doctype html><meta charset="utf-8"><title>{html.escape(report.model)}</title>{memorisation_page(report.memorisation)}'.encode())
+    if page: write_atomically(page, PAGE.format(title=html.escape(report.model), body=memorisation_page(report.memorisation)).encode())
     for path in filter(None, (card, page)): print(f'Written  {path}')
     return dict(report.to_dict(), **written, **(dict(page=str(page)) if page else {}))
 
@@ -1334,20 +1339,26 @@ BenchModel = argument(Optional[Path], 'The model to measure; by default an untra
 Recipes = option(Optional[Path], 'Learn this folder with the plain recipe and with ours.', metavar='FOLDER')
 Peers = option(bool, 'The usual ways of doing it beside ours, and seams, loops, seeds, ten minutes: takes some.', '--peers')
 Sounds = option(Optional[list[Path]], 'With --peers: folders of sounds to measure on, that of the model first.', metavar='FOLDER')
-BenchMinutes = option(Optional[float], 'With --recipes: how long each may take, in minutes; 5 when not given.', callback=_positive)
-BenchSeed = option(int, 'Of what is drawn at random: the clips, and with --recipes the networks and their training.', '--seed', min=0, max=TOP_SEED)
+Estimates = option(Optional[list[Path]], 'What `doctor` says of the time to learn this folder, beside the truth.', '--estimate', metavar='FOLDER')
+Scale = option(bool, 'Five hundred files of eight hours, synthesised: time and memory to read and to learn them. Needs 5 GB of disk for a while.', '--scale')
+BenchMinutes = option(Optional[float], 'How long each fit may take, in minutes: with --recipes 5, with --estimate 2, with --scale 3 when not given.', callback=_positive)
+BenchSeed = option(int, 'Of what is drawn at random: clips, networks, training.', '--seed', min=0, max=TOP_SEED)
 
 @command
-def bench(model:BenchModel=None, peers:Peers=False, sounds:Sounds=None, recipes:Recipes=None, minutes:BenchMinutes=None, seed:BenchSeed=0,
-          device:Device=None, as_json:AsJson=False):
+def bench(model:BenchModel=None, peers:Peers=False, sounds:Sounds=None, recipes:Recipes=None, estimate:Estimates=None, scale:Scale=False, minutes:BenchMinutes=None,
+          seed:BenchSeed=0, device:Device=None, as_json:AsJson=False):
     "Where the time of MODEL goes; with --peers or --recipes, beside how it is usually done."
     from distill.bench import bench_everything, bench_model, bench_recipes
-    if recipes and (model or peers): raise typer.BadParameter('fits models of its own: give it alone.', param_hint="'--recipes'")
-    if minutes and not recipes: raise typer.BadParameter('it is for --recipes.', param_hint="'--minutes'")
+    from distill.bench_fit import bench_estimate, bench_scale
+    fits = [name for name, asked in (('--recipes', recipes), ('--estimate', estimate), ('--scale', scale)) if asked]
+    if fits and (model or peers or len(fits) > 1): raise typer.BadParameter('fits models of its own: give it alone.', param_hint=f"'{fits[0]}'")
+    if minutes and not fits: raise typer.BadParameter('it is for --recipes, --estimate and --scale.', param_hint="'--minutes'")
     if sounds and not peers: raise typer.BadParameter('they are what --peers measures on.', param_hint="'--sounds'")
     with progress() as tell:
         more = dict(seed=seed, progress_callback=tell, device=device)
         if recipes: table = bench_recipes(recipes, minutes or 5.0, **more)
+        elif estimate: table = bench_estimate(estimate, minutes or 2.0, **more)
+        elif scale: table = bench_scale(minutes=minutes or 3.0, **more)
         else: table = bench_everything(model, sounds, **more) if peers else bench_model(model, **more)
     print(table)
     return table.to_dict()

@@ -119,6 +119,7 @@ def show_codes(
 def encode(
     loaded: LoadedVQModel,
     wav,                     # mono waveform (t,), −1…1, at the model's sample rate
+    given=None,              # coarse codes that are settled (bands, columns, c): only finer ones are looked for
 ) -> CodeGrid:
     "The codes of a sound; raises `CodesError` for what is no waveform"
     wav = torch.as_tensor(wav)
@@ -126,7 +127,7 @@ def encode(
         raise CodesError(f'a waveform of shape {tuple(wav.shape)} and type {wav.dtype}: expected mono (t,), from -1 to 1')
     if not wav.isfinite().all(): raise CodesError('the waveform holds values that are not numbers')
     sound = loaded.spectrogram_config
-    return CodeGrid(encode_waveform(loaded, wav.float()), len(wav), sound.sample_rate, loaded.fingerprint, sound.hop_length)
+    return CodeGrid(encode_waveform(loaded, wav.float(), given=given), len(wav), sound.sample_rate, loaded.fingerprint, sound.hop_length)
 
 # %% ../nbs/10_codes.ipynb #3cbbc34a
 def check_codes(

@@ -495,18 +495,22 @@ def describe_memorisation(report: MemorisationReport) -> str:
     return '\n'.join(lines)
 
 # %% ../nbs/11_evaluate.ipynb #997dbfa2
+_PAIRS_STYLE = """<style>
+.distill-pairs { table-layout: fixed; width: 100%; max-width: 1100px } .distill-pairs th:first-child { width: 6em }
+.distill-pairs th, .distill-pairs td { text-align: left } .distill-pairs audio, .distill-pairs img { max-width: 100% }
+</style>"""
+
 def memorisation_page(
     report: MemorisationReport,
     n: int = 6,                  # pairs to play
 ) -> str:                        # HTML
     "The verdict, and generated moments beside their nearest training moments, to listen to"
     rows = ''.join(
-        f'<tr><td>clip {p.clip}, {p.clip_start:.2f} s<br>{p.generated._repr_html_()}</td>'
-        f'<td>{html.escape(p.file)}, {p.file_start:.2f} s<br>{p.training._repr_html_()}</td>'
-        f'<td>{p.distance:.2f} nats</td></tr>'
+        f'<tr><td>{p.distance:.2f} nats</td><td>clip {p.clip}, {p.clip_start:.2f} s<br>{p.generated._repr_html_()}</td>'
+        f'<td>{html.escape(p.file)}, {p.file_start:.2f} s<br>{p.training._repr_html_()}</td></tr>'
         for p in report.pairs[:n])
-    return (f'<p>{html.escape(report.verdict)}</p><table><tr><th>generated</th><th>nearest training moment</th>'
-            f'<th>distance</th></tr>{rows}</table>')
+    return (f'{_PAIRS_STYLE}<p>{html.escape(report.verdict)}</p><table class="distill-pairs"><tr><th>distance</th><th>generated</th>'
+            f'<th>nearest training moment</th></tr>{rows}</table>')
 
 def show_memorisation(
     report: MemorisationReport,

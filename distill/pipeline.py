@@ -35,10 +35,11 @@ def encode_waveform(
     loaded: LoadedVQModel,
     wav,                 # mono waveform at 48 kHz (t,)
     steps: int = None,   # of listening, see `search_codes`; by default as the model's settings say
+    given=None,          # coarse codes that are settled (bands, columns, c)
 ):                       # codes on their grid (bands, columns, q), long
     "The codes of a sound"
-    mel = loaded.spectrogram.waveform_to_mel(wav.to(loaded.device, torch.float32))
-    return search_codes(loaded.model, mel, steps).unflatten(0, loaded.model.latent_shape(mel.shape)).cpu()
+    mel, given = loaded.spectrogram.waveform_to_mel(wav.to(loaded.device, torch.float32)), None if given is None else given.flatten(0, 1)
+    return search_codes(loaded.model, mel, steps, given).unflatten(0, loaded.model.latent_shape(mel.shape)).cpu()
 
 # %% ../nbs/09_pipeline.ipynb #7d25a5ce
 class GridDecoder:
@@ -512,16 +513,14 @@ def generate_audio_from_prior(
 # %% ../nbs/09_pipeline.ipynb #101c1f72
 SEED_STEP = 1000   # from one of several sounds to the next: pieces of a crossfaded one draw from neighbouring seeds
 
-def _check_prompt(path, about, loaded, cfg, prompt, any_prompt):
+def _check_prompt(path, about, prompt, others):  # others: facts of the prompt that there is
     if 'prompt_samples' not in about:
         if prompt is not None: raise ValueError(f'{path} did not go on from a prompt: leave it out')
         return
     asked = f"{path} went on from a prompt of {about['prompt_samples']} samples"
     if prompt is None: raise ValueError(f'{asked}: give the same prompt')
-    if any_prompt: return
-    same = len(prompt) == about['prompt_samples']
-    if same and 'prompt_fingerprint' in about: same = _prompt_facts(prompt, _request(loaded, cfg, prompt).prompt)['prompt_fingerprint'] == about['prompt_fingerprint']
-    if not same: raise ValueError(f'{asked}, and this is another one: give the same prompt, or ask for the same settings with this one')
+    if any(about.get(name, value) != value for name, value in others.items()):
+        raise ValueError(f'{asked}, and this is another one: give the same prompt, or ask for the same settings with this one')
 
 def regenerate(
     loaded: LoadedVQModel,
@@ -541,8 +540,11 @@ def regenerate(
         raise ValueError(f"{path} was made with the model {about.get('model')!r} as it was then, and this is another one or has learned more since: "
                          'use that model, or ask for the same settings with this one')
     cfg = ClipConfig.from_dict({f.name: about[f.name] for f in fields(ClipConfig) if f.name in about})
-    _check_prompt(path, about, loaded, cfg, prompt, any_model)
-    return generate_clips(loaded, cfg, None, prompt, progress_callback)[0]
+    known = {} if any_model or prompt is None else dict(prompt_samples=len(prompt))
+    _check_prompt(path, about, prompt, known)
+    clip = generate_clips(loaded, cfg, None, prompt, progress_callback)[0]
+    if known: _check_prompt(path, about, prompt, dict(known, prompt_fingerprint=clip.settings['prompt_fingerprint']))    # of its codes, known only now
+    return clip
 
 # %% ../nbs/09_pipeline.ipynb #ef5ae715
 def stream_audio(

@@ -36,11 +36,14 @@ class StereoCodes(NamedTuple):
 def encode_stereo(
     loaded: LoadedVQModel,
     wav,                     # stereo waveform (2, t), −1…1, at the model's sample rate
+    common: int = 0,         # of the coarse levels, in how many both channels have the same codes: those of the mono mix
 ) -> StereoCodes:
     "The codes of both channels; raises `CodesError` for what is no stereo waveform"
-    wav = torch.as_tensor(wav)
+    wav, levels = torch.as_tensor(wav), loaded.vqvae_config.n_quantizers
     if wav.ndim != 2 or len(wav) != 2: raise CodesError(f'a waveform of shape {tuple(wav.shape)}: expected stereo (2, t)')
-    return StereoCodes(*(encode(loaded, channel) for channel in wav))
+    if not 0 <= common <= levels: raise CodesError(f'common={common}: expected 0 to {levels}, the levels of this model')
+    given = encode(loaded, wav.mean(0)).codes[..., :common] if common else None
+    return StereoCodes(*(encode(loaded, channel, given) for channel in wav))
 
 # %% ../nbs/10c_stereo.ipynb #7afa0f40
 def join_channels(

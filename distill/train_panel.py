@@ -212,6 +212,10 @@ class _TrainView(widgets.VBox):
         self.halt.disabled, self.resume.disabled, self.save.disabled = not running, busy or not resumable, busy or model is None
 
 # %% ../nbs/13c_train_panel.ipynb #9d76b19d
+class _Run:
+    "One training, from Start on: equal to no other, also of the same folder"
+    def __init__(self, aim): self.aim = aim   # where its model goes
+
 class TrainPanel(_TrainView):
     "A folder, the doctor's verdict, settings, Start, Stop and Resume, the live view, Save"
     def __init__(
@@ -222,9 +226,9 @@ class TrainPanel(_TrainView):
     ):
         self.job, self.on_model = Job(lambda running: self._refresh(), lambda: None if self._learning else 0.2), on_model
         self.diagnosis, self.training, self.error = None, None, None
-        self.run, self.aim, self.resuming, self.warned = None, None, False, False  # what was begun last, and where its model goes; Resume is of the same run
-        self.loaded, self.of, self.path = None, None, None                 # the last model, its run, where it belongs
-        self.kept, self.saved_as = None, None                              # the model that was saved last; its run, where it was to go, where it is
+        self.run, self.resuming, self.warned = None, False, False   # the `_Run` that was begun last; Resume is of the same one
+        self.loaded, self.of = None, None                           # the last model, and its run
+        self.kept, self.saved_as = None, None                       # the model that was saved last; its run, where it was to go, where it is
         super().__init__(folder, target)
         for shown, what in ((self.check, self.examine), (self.go, self.start), (self.halt, self.stop), (self.resume, self.go_on), (self.save, self.keep)):
             shown.on_click(lambda _, what=what: what())
@@ -237,7 +241,7 @@ class TrainPanel(_TrainView):
     def _checkpoints(self, resume=True):  # None while there is no path for them
         try: path = self.settings.path()
         except ValueError: return None
-        return Checkpoints(path.with_name(f'{path.name}.checkpoints'), resume=resume)
+        return Checkpoints.beside(path, resume=resume)
 
     def _refresh(self) -> str:          # how far a training got that can be gone on with
         there = '' if self.job.running or not (found := self._checkpoints()) else unfinished(found)
@@ -256,7 +260,7 @@ class TrainPanel(_TrainView):
 # %% ../nbs/13c_train_panel.ipynb #35742809
 def _offer(self):
     there = self._refresh()
-    if there and not (self.unsaved and self.of is self.run and self.path == self.settings.path()): self.say(f'There is a training that was not finished ({there}). Resume goes on with it; Start begins anew.')
+    if there and not (self.unsaved and self.of is self.run and self.of.aim == self.settings.path()): self.say(f'There is a training that was not finished ({there}). Resume goes on with it; Start begins anew.')
 
 def _chosen(self, folder):
     self.diagnosis, self.verdict.value = None, ''
@@ -322,7 +326,7 @@ def _begin(self, resume):
         fit, aim = self.settings.fit_settings(), self.settings.path()
     except ValueError as e: return _failed(self, e)
     checkpoints = self._checkpoints(resume)
-    self.run, self.aim = self.run if resume and aim == self.aim else object(), aim
+    if not (resume and self.run and self.run.aim == aim): self.run = _Run(aim)
     self.training = Training(None if fit['epochs'] else fit['minutes'])
     board, before, self.resuming, self.warned = Dashboard(self.training), self.live.children, resume, False
     self.live.children = [board.widget]
@@ -362,7 +366,7 @@ def _finish(self, loaded, error):
     if not self.training.stages: self.live.children = []          # there is nothing to see
     if stopped: return self.say('Stopped before it went on: Resume goes on.' if self.resuming else 'Stopped before anything was learned.')
     if error: return _failed(self, error)
-    self.loaded, self.of, self.path, learned = loaded, self.run, self.aim, loaded.metadata['scores'].get('log_mel_l1') is not None
+    self.loaded, self.of, learned = loaded, self.run, loaded.metadata['scores'].get('log_mel_l1') is not None
     words = f'after {time_words(60 * loaded.metadata["minutes"])} of training'
     if is_finished(loaded): self.say(f'Done {words}. Save keeps the model.')
     elif learned: self.say(f'Stopped {words}. What was learned is kept: Save writes it, Resume goes on.')
@@ -373,12 +377,12 @@ def keep(self: TrainPanel) -> Path: # where it is; None if that went wrong, and 
     "What Save does: write the model to its file and put it into the library; only what this panel wrote of the same run is overwritten"
     try:
         if self.loaded is None: raise ValueError('there is no model to save yet')
-        wanted = self.settings.path(self.path.stem)
+        wanted = self.settings.path(self.of.aim.stem)
         mine = self.saved_as and self.saved_as[:2] == (self.of, wanted)
         path = self.loaded.save(self.saved_as[2] if mine else free_path(wanted))
         self.kept, self.saved_as = self.loaded, (self.of, wanted, path)
         register_model(path)
-        if is_finished(self.loaded) and (self.of is self.run or self.path != self.aim): clear_checkpoints(Checkpoints(self.path.with_name(f'{self.path.name}.checkpoints')))
+        if is_finished(self.loaded) and (self.of is self.run or self.of.aim != self.run.aim): clear_checkpoints(Checkpoints.beside(self.of.aim))
     except Exception as e:
         self.error = e
         return show_words(self.saved, in_words(e), error=True)

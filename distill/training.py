@@ -269,6 +269,11 @@ class Checkpoints:
         self.folder, self.every_seconds, self.keep, self.resume = Path(folder), every_seconds, keep, resume
         self.about = about or {}
 
+    @classmethod
+    def beside(cls, path, **settings):
+        "Those of the model that goes to this file"
+        return cls(Path(path).with_name(f'{Path(path).name}.checkpoints'), **settings)
+
     def of(self, **about):
         "The same folder, for a run of which more is known"
         return Checkpoints(self.folder, self.every_seconds, self.keep, self.resume, self.about | about)
@@ -688,7 +693,7 @@ class Reconstruction(Objective):
     name, unit = 'stage 1', 'nats'
     def __init__(self, model: ConvVQVAE, held_out: list, shown: dict = None):
         super().__init__()
-        self.model, self.held_out, self.settled, self.shown = model, held_out, False, shown or {}
+        self.model, self.held_out, self.settled, self.shown, self.lowest = model, held_out, False, shown or {}, []
         model.quantizer.active = model.cfg.quantizer_warmup == 0
 
     @property
@@ -708,15 +713,17 @@ class Reconstruction(Objective):
         together(quantizer.counts)
         health = quantizer.health() if self.ready else []
         quantizer.reset_counts()
-        return dict(health=[h._asdict() for h in health], warnings=health_warnings(health, size, self.settled))
+        warnings = health_warnings(health, size, self.settled, self.lowest)
+        if self.settled: self.lowest = [min([*self.lowest[q:q + 1], h.commitment]) for q, h in enumerate(health)]
+        return dict(health=[h._asdict() for h in health], warnings=warnings)
 
     def extra_state(self):
         quantizer = self.model.quantizer
         counted = {name: getattr(quantizer, name).clone() for name in ('counts', 'commitment', 'movement')}
-        return dict(active=quantizer.active, counted=counted)
+        return dict(active=quantizer.active, counted=counted, lowest=self.lowest)
 
     def load_extra_state(self, state):
-        self.model.quantizer.active = state['active']
+        self.model.quantizer.active, self.lowest = state['active'], state['lowest']
         for name, value in state['counted'].items(): setattr(self.model.quantizer, name, value.clone())
 
 # %% ../nbs/05_training.ipynb #e9aa790f

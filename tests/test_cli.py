@@ -237,6 +237,9 @@ def test_pretrain(w, tmp_path, small_base):
     assert about['prior']['steps']==2 and about['prior']['dialects']==2
     for words in 'Files    6 recordings', 'synthesised', 'nats', 'Prior    ', 'bits per code of such recordings, 2 steps', f"{sum(about['steps'])} steps", 'Next     copy it to', 'distill fit':
         assert words in done.stdout
+    assert run('pretrain', w.sounds, '-o', tmp_path/'again', '--steps', 2, '--seed', 3, '--device', 'cpu').exit_code==0
+    once, again = (load_base(tmp_path/f'{name}.safetensors').tensors for name in ('base', 'again'))
+    assert once.keys()==again.keys() and all(torch.equal(x, again[name]) for name, x in once.items())           # a seed and a number of steps are one model
     alone = report('pretrain', w.sounds, '-o', tmp_path/'b', '--steps', 1, '--prior-minutes', 0, '--device', 'cpu')
     assert alone['model'].endswith('b.safetensors') and 'prior' not in alone
     done = run('pretrain', w.sounds, '-o', tmp_path/'same', '--start', tmp_path/'base.safetensors', '--steps', 0, '--device', 'cpu')
@@ -687,6 +690,20 @@ def test_bench_asks_for_both_recipes(monkeypatch, tmp_path):
     assert run('bench', '--recipes', tmp_path).stdout=='plain beside ours\n' and report('bench', '--recipes', tmp_path)['minutes']==5
     wrong = run('bench', '--minutes', 2)
     assert wrong.exit_code==2 and '--recipes' in wrong.stderr and '--epochs' not in run('bench', '--help').stdout
+
+
+def test_bench_of_fits(monkeypatch, tmp_path):
+    import distill.bench_fit
+    class Table(dict):
+        def __str__(self): return 'said and true'
+        def to_dict(self): return self
+    monkeypatch.setattr(distill.bench_fit, 'bench_estimate', lambda folders, minutes, seed, **kw: Table(folders=[*map(str, folders)], minutes=minutes, seed=seed))
+    monkeypatch.setattr(distill.bench_fit, 'bench_scale', lambda minutes, seed, **kw: Table(minutes=minutes, seed=seed))
+    assert report('bench', '--estimate', 'a', '--estimate', 'b', '--seed', 3)==dict(folders=['a', 'b'], minutes=2.0, seed=3)
+    assert report('bench', '--scale', '--minutes', 4)==dict(minutes=4.0, seed=0) and run('bench', '--scale').stdout=='said and true\n'
+    for both in (['--scale', '--recipes', 'a'], ['--estimate', 'a', '--peers'], ['a.distill', '--scale']):
+        wrong = run('bench', *both)
+        assert wrong.exit_code==2 and 'give it alone' in ' '.join(wrong.stderr.split())
 
 
 def test_bench_measures_a_model(monkeypatch, tmp_path):

@@ -297,6 +297,20 @@ def test_through_the_vectors(loaded):
     with pytest.raises(CodesError, match='another model'): replace(a, model_fingerprint='x').interpolate(replace(b, model_fingerprint='x'), loaded=loaded)
 
 
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_the_vectors_of_named_cells_alone(loaded, data):
+    "Any two sounds, any cells, any share: nothing but these cells changes, and none that the other sound has not got"
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    a, b = (CodeGrid(torch.randint(16, (8, w, 3), generator=rng), 8192*w, 48_000, loaded.fingerprint) for w in data.draw(st.tuples(*[st.integers(1, 7)]*2)))
+    region = Region(torch.rand(a.codes.shape, generator=rng) < data.draw(st.sampled_from([0., 0.2, 0.7, 1.])))
+    amount = data.draw(st.floats(0, 1))
+    made = a.interpolate(b, amount, region, loaded=loaded)
+    only(a, made, region)
+    assert torch.equal(made.codes[:, b.columns:], a.codes[:, b.columns:]) and made == a.interpolate(b, amount, region, loaded=loaded)
+    assert 0 <= int(made.codes.min()) <= int(made.codes.max()) < 16
+
+
 @pytest.mark.parametrize('use, words', [
     (lambda g: g.select(seconds=(0, 1, 2)), 'from, to'), (lambda g: g.select(seconds='ab'), 'from, to'), (lambda g: g.select(seconds=(float('nan'), 1)), 'from, to'),
     (lambda g: g.select(seconds=(-2, -1)), 'outside the grid'), (lambda g: g.select(hz=(24_000, 25_000)), 'outside'), (lambda g: g.select(levels=-1), 'some of 0 to 2'),

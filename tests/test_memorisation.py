@@ -342,6 +342,15 @@ def test_report_as_page():
     assert page.count('<audio') == 2 and '&lt;b&gt;kick &amp; co' in page and '<b>kick' not in page
 
 
+def test_page_fits_a_small_window(browser):
+    page = browser.new_page(viewport=dict(width=640, height=600))
+    try:
+        page.set_content(MADE._repr_html_())
+        assert page.locator('img').first.evaluate('x => x.complete || new Promise(done => x.onload = () => done(true))')
+        assert page.evaluate('document.documentElement.scrollWidth') <= 640 and page.locator('td').first.inner_text().endswith('nats')
+    finally: page.close()
+
+
 def test_report_as_picture():
     import matplotlib.pyplot as plt
     axes = MADE.show()

@@ -58,6 +58,9 @@ def test_wheel_holds_distill_only(wheel):
     assert {n for n in wheel.namelist() if n.startswith('distill/')}==want
 
 
+def test_wheel_is_small(dist): assert next(dist.glob('*.whl')).stat().st_size < 15e6    # the base model and all
+
+
 def test_wheel_metadata(wheel):
     info = f"distill_audio-{SETTINGS['version']}.dist-info"
     meta = Parser().parsestr(wheel.read(f'{info}/METADATA').decode())

@@ -178,6 +178,19 @@ def test_only_the_named_cells(m, where):
         assert int(grid.codes.max()) < 16
 
 
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_any_cells_of_any_sound(m, data):
+    "Cells here and there, in sounds shorter and longer than the context: no others change, and a seed is a result"
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    grid = replace(m.grid, codes=torch.randint(16, (8, columns := data.draw(st.integers(1, 30)), 4), generator=rng), n_samples=8192*columns)
+    region = Region(torch.rand(grid.codes.shape, generator=rng) < data.draw(st.sampled_from([0., 0.02, 0.3])))
+    seed = data.draw(st.integers(0, 9))
+    made = rewrite(m.loaded, grid, region, SamplingConfig(temperature=2.), seed)
+    assert replace(made, codes=grid.codes) == grid and len(made.diff(grid) - region) == 0 and 0 <= int(made.codes.min()) <= int(made.codes.max()) < 16
+    assert made == rewrite(m.loaded, grid, region, SamplingConfig(temperature=2.), seed)
+
+
 def test_any_cells_of_a_long_sound(m):
     grid = m.grid.repeat(6)
     assert grid.columns > 2*m.loaded.prior_config.max_columns
