@@ -10,7 +10,7 @@ __all__ = ['POOL', 'ask_doctor', 'time_epochs', 'Estimated', 'EstimateTable', 'b
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from .audio import AudioError, explain_write_error, scan_folder
 from .bench import Table, format_table, job, peak_memory, run_apart

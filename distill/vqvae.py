@@ -158,7 +158,7 @@ def level_health(
     return [LevelHealth(*map(float, row)) for row in zip(*columns)]
 
 # %% ../nbs/04_vqvae.ipynb #f2a9f992
-DIVERGING = 4.0  # times its lowest, the commitment loss of a level is going wrong
+DIVERGING = 30.0  # times its lowest, the commitment loss of a level is going wrong
 
 def health_warnings(
     health: list,        # one `LevelHealth` per level

@@ -19,8 +19,8 @@ def write_notebook(path, *sources):
 
 
 def at_once():
-    "Milliseconds in which Stop has to take effect: half a second, and more where others share the cores."
-    return 500 * max(1.0, os.getloadavg()[0] / os.cpu_count() if hasattr(os, 'getloadavg') else 1.0)
+    "Milliseconds in which Stop has to take effect: half a second, and up to a second and a half where others share the cores."
+    return 500 * min(3.0, max(1.0, os.getloadavg()[0] / os.cpu_count() if hasattr(os, 'getloadavg') else 1.0))
 
 
 def free_port():

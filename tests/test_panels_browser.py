@@ -1,12 +1,12 @@
 "The panels as people meet them: in a real Chromium, through Voila and once in JupyterLab, with real mouse and keyboard."
-import json
+import json, re, sys, urllib.request
 
 import pytest
 import torch
 
 pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
 
-from browser import ANSWER, Panel, answers_in_lab, at_once, lab, new_page, run_in_lab, themed, voila, write_notebook    # noqa: E402
+from browser import ANSWER, Panel, answers_in_lab, at_once, free_port, lab, new_page, run_in_lab, serve, themed, voila, write_notebook    # noqa: E402
 
 PANEL = '''from distill.model import load_model
 from distill.generate_panel import GeneratePanel
@@ -476,3 +476,22 @@ def test_lab(browser, folder):
         assert panel.stop() < at_once()
         page.locator('.distill-go:enabled').first.wait_for(timeout=60_000)
         answers_in_lab(page, 3, 'at rest')
+
+
+def test_distill_lab(browser, folder):
+    "`distill lab` as it is typed: JupyterLab on the ready notebook, the workbench in it, and with the command its server ends"
+    port, log = free_port(), folder/'distill-lab.log'
+    command = [sys.executable, '-m', 'distill', 'lab', folder, '--model', folder/'tiny.distill', '--no-browser', '--port', str(port)]
+    with serve(command, f'http://127.0.0.1:{port}/api', log):
+        token = re.search(r'token=(\w+)', log.read_text(encoding='utf-8', errors='replace')).group(1)
+        with new_page(browser, viewport={'width': 1100, 'height': 1000}) as page:
+            run_in_lab(page, f'http://127.0.0.1:{port}', token, 'distill-workbench.ipynb')
+            page.locator('.distill-panel').first.wait_for(timeout=120_000, state='attached')
+            assert [o.strip() for o in page.get_by_role('tab').all_inner_texts() if o.strip() in ('Train', 'Generate', 'Codes', 'Library')]==['Train', 'Generate', 'Codes', 'Library']
+            page.get_by_role('tab', name='Generate').click()
+            generate = Panel(page, '.distill-generate')
+            generate.slide('duration', 1)
+            generate['go'].click()
+            generate.until('status', 'Done')
+            page.screenshot(path=folder/'distill_lab.png')
+    with pytest.raises(OSError): urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5)
