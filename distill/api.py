@@ -303,9 +303,11 @@ class _Coding:
         self,
         folder,                 # a folder of sounds: the one that it was made from, or any other
         progress: bool = True,  # show a bar
+        n_clips: int = 16,      # clips to generate and compare with the sounds; 0: none
+        seed: int = 0,          # of the first clip, and of what they are compared with
     ) -> EvaluationReport:
         "Scores on the files of a folder that the model has not learned from"
-        with progress_bar(progress) as tell: return evaluate_model(self.loaded, folder, tell)
+        with progress_bar(progress) as tell: return evaluate_model(self.loaded, folder, tell, n_clips, seed=seed)
 
 # %% ../nbs/14_api.ipynb #ed17ab02
 class _Editing:

@@ -13,25 +13,26 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut', 'Codes', 'Levels',
            'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low', 'High', 'EditSeed',
            'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount', 'Blend', 'Card', 'Page',
-           'BenchModel', 'Recipes', 'Peers', 'Sounds', 'Estimates', 'Scale', 'BenchMinutes', 'BenchSeed', 'models',
-           'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser',
-           'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain',
-           'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option',
-           'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form',
-           'export_config', 'progress', 'part', 'presentation', 'fit_settings', 'diagnosis_words', 'columns', 'clock',
-           'file_table', 'say_diagnosis', 'doctor', 'list_model', 'find_checkpoints', 'finished_already', 'events',
-           'watch', 'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines',
-           'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
-           'estimate_for', 'later_settings', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target',
-           'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings',
-           'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips', 'fact_words',
-           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
-           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode',
-           'reconstruct_file', 'say_reconstructions', 'reconstruction_targets', 'find_reconstructable', 'reconstruct',
-           'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary',
-           'morph', 'evaluate', 'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models',
-           'add_files', 'add_model', 'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command',
-           'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
+           'Compared', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'Estimates', 'Scale', 'BenchMinutes', 'BenchSeed',
+           'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel',
+           'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling',
+           'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands',
+           'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
+           'sound_target', 'file_form', 'export_config', 'progress', 'part', 'presentation', 'fit_settings',
+           'diagnosis_words', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model',
+           'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place',
+           'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines', 'is_number', 'decibels', 'quoted',
+           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'later_settings',
+           'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage',
+           'find_preset', 'changed', 'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt',
+           'save_clip', 'file_facts', 'say_clips', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes',
+           'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets',
+           'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions',
+           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
+           'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning',
+           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files', 'add_model',
+           'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder',
+           'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, html, json, math, os, re, signal, sys, tempfile, time
@@ -1341,15 +1342,19 @@ _PAGE = ('<!doctype html><meta charset="utf-8"><meta name="viewport" content="wi
          '<style>body {{ font-family: system-ui, sans-serif; margin: 2em }}</style><h1>{title}</h1>{body}')
 Page = option(Optional[Path], 'Write a web page with the nearest moments side by side, to listen to, to this file.', '--page', metavar='FILE')
 
+Compared = option(int, 'How many clips to generate and compare with the sounds; 0: none.', '--count', min=0, max=10_000)
+
 @command
-def evaluate(model:Model, folder:Folder, card:Card=None, page:Page=None, device:Device=None, as_json:AsJson=False):
+def evaluate(model:Model, folder:Folder, card:Card=None, page:Page=None, count:Compared=16, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
     "Score MODEL against the sounds of FOLDER that it never learned from."
+    if page and not count: raise typer.BadParameter('--page shows what was generated: leave out --count 0.', param_hint="'--page'")
+    if seed + count > TOP_SEED: raise typer.BadParameter(f'--seed {seed} leaves no room for {count} seeds.', param_hint="'--seed'")
     from distill.audio import write_atomically
     from distill.evaluate import evaluate_model, memorisation_page, model_card
     from distill.model import load_model
     card, page = (path and check_target(path, (model,)) for path in (card, page))
     loaded = load_model(model, device)
-    with progress() as tell: report = evaluate_model(loaded, folder, progress_callback=tell)
+    with progress() as tell: report = evaluate_model(loaded, folder, tell, count, seed=seed)
     print(report)
     written = dict(card=str(card)) if card else {}
     if card: write_atomically(card, model_card(loaded, report).encode())

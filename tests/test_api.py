@@ -204,6 +204,12 @@ def test_what_is_no_sound(d, sound, error, words):
         with pytest.raises(error, match=words): f(sound)
 
 
+def test_how_much_is_generated_to_be_evaluated(d, sounds):
+    a, b, c = (d.evaluate(sounds, **QUIET, n_clips=2, seed=seed) for seed in (0, 1, 0))
+    assert a.n_clips==2 and a.memorisation!=b.memorisation and a==c and a.files==b.files
+    assert d.evaluate(sounds, **QUIET, n_clips=0).generated is None
+
+
 def test_evaluate(d, sounds):
     report = d.evaluate(sounds, **QUIET)
     assert [f.name for f in report.files] == d.info()['metadata']['files']['valid']

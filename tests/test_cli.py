@@ -724,6 +724,13 @@ def test_reconstruct_a_folder(w, tmp_path):
 
 
 # --- scores
+def test_how_much_is_generated_to_be_evaluated(w):
+    a, b, c = (report('evaluate', w.model, w.sounds, '--count', 2, '--seed', seed) for seed in (0, 1, 0))
+    assert a['n_clips']==2 and a['memorisation']!=b['memorisation'] and a==c and a['files']==b['files']
+    none = report('evaluate', w.model, w.sounds, '--count', 0)
+    assert none['n_clips']==0 and none['generated'] is None and none['mel']==a['mel']
+
+
 def test_evaluate(w, tmp_path):
     card, page = tmp_path/'card.md', tmp_path/'page.html'
     about = report('evaluate', w.model, w.sounds, '--card', card, '--page', page)

@@ -44,6 +44,8 @@ USAGE = [
       for name, values in {'--width': ['8', '200', '4096'], '--layers': ['0', '33']}.items() for value in values],
     (['train', 'sounds', '-o', 'm', '--batch-size', '8,8'], 'give one number'), (['train-prior', 'sounds', 'm', '--learning-rate', '0.1,0.1'], 'give one number'),
     (['train', 'sounds', '-o', 'm', '--width', '64'], '--width'), (['train-prior', 'sounds', 'm', '--levels', '6'], '--levels'),
+    (['evaluate', 'm', 'sounds', '--count', '-1'], '--count'), (['evaluate', 'm', 'sounds', '--seed', '-1'], '--seed'),
+    (['evaluate', 'm', 'sounds', '--seed', str(2**53 - 1)], 'no room'), (['evaluate', 'm', 'sounds', '--page', 'x.html', '--count', '0'], '--page'),
     (['doctor', 'sounds', '--learning-rate', '0.1'], '--learning-rate'),
     (['train-prior', 'sounds', 'm', '--minutes', '0'], '--minutes'), (['train-prior', 'sounds', 'm', '--epochs', '0'], '--epochs'),
     (['demo', '--minutes', '0'], '--minutes'), (['bench', 'a', '--recipes', 'x'], '--recipes'), (['bench', '--recipes', 'x', '--minutes', '-1'], '--minutes'),
