@@ -1542,7 +1542,7 @@ def lab_command(notebook:Path, browser=True, port:int=None) -> list: # for `subp
 
 @command
 def lab(folder:LabFolder=Path('.'), model:LabModel=None, no_browser:NoBrowser=False, port:LabPort=None, as_json:AsJson=False):
-    "Open JupyterLab on a notebook with everything in tabs: generate, edit codes, look after models. Ctrl-C ends it."
+    "Open JupyterLab on a notebook with everything in tabs: train, generate, edit codes, look after models. Ctrl-C ends it."
     import subprocess
     if model:
         from distill.library import find_model

@@ -96,6 +96,15 @@ def test_doctor(sounds):
     assert found.ready and found.estimate is None and 'Verdict: ready' in found._repr_html_()
 
 
+def test_the_doctor_takes_the_settings_of_a_fit(sounds, monkeypatch):
+    import distill.doctor
+    asked = {}
+    def measure(collection, device, vqvae, prior, from_scratch, tell, stage_1, stage_2): asked.update(vqvae=vqvae, from_scratch=from_scratch, stage_1=stage_1)
+    monkeypatch.setattr(distill.doctor, 'measure_training', measure)
+    Distill.doctor(sounds, **QUIET, vqvae=dict(n_quantizers=6), from_scratch=True, stage_1=dict(batch_size=4))
+    assert asked == dict(vqvae=dict(n_quantizers=6), from_scratch=True, stage_1=dict(batch_size=4))
+
+
 def test_save_and_load(d, tmp_path):
     path = d.save(tmp_path/'mine.distill')
     assert path == tmp_path/'mine.distill' and d.info()['path'] == str(path)

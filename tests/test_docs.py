@@ -189,6 +189,18 @@ def test_sidecars_that_are_shown_are_made(page): assert not unmade_sidecars(text
 def test_a_session_shows_the_commands_that_it_runs(page): assert not told_otherwise(page), 'run the cells again'
 
 
+def names_of_commands(group, before=''):
+    for name, command in group.commands.items():
+        if hasattr(command, 'commands'): yield from names_of_commands(command, f'{before}{name} ')
+        else: yield before + name
+
+
+def unexplained(text): return [name for name in names_of_commands(program()) if not re.search(rf'distill {name}(?![\w-])', text)]
+
+
+def test_the_page_on_the_command_line_has_every_command(): assert not unexplained(text_of(NBS/'howto/command_line.qmd'))
+
+
 def test_there_is_a_session(): assert sum(''.join(o.get('text', '')).count('$ distill ') for c in cells(NBS/'15_cli.ipynb') for o in c.get('outputs', []))>15
 
 
@@ -310,6 +322,7 @@ def test_each_rule_bites(tmp_path):
     session = lambda name, said: (tmp_path/name).write_text(json.dumps(dict(cells=[dict(cell_type='code', source="sh('info a')", outputs=[dict(text=said)] if said else [])])), encoding='utf-8')
     for name, said in ('same.ipynb', '$ distill info a\nNone'), ('other.ipynb', '$ distill info b\nNone'), ('none.ipynb', ''): session(name, said)
     assert [bool(told_otherwise(tmp_path/f'{name}.ipynb')) for name in ('same', 'other', 'none')]==[False, True, True]
+    assert {'train', 'presets save'} <= set(unexplained('distill train-prior, distill presets list')) and 'train-prior' not in unexplained('distill train-prior')
     assert unmade_sidecars('```bash\ndistill generate a -o b/ --count 2\ndistill generate a -o c.wav --from-sidecar b/a-seed7.wav.json\n```')
     assert not unmade_sidecars('```bash\ndistill generate a -o b/ --seed 7\ndistill generate a -o c.wav --from-sidecar b/a-seed7.wav.json\n```')
     assert not wrong_commands('```bash\ndistill fit a -o b --minutes 5 && distill library list --json   # all\n```')
