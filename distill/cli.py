@@ -115,7 +115,9 @@ def on_signals(
     finally:
         for number, old in before.items(): signal.signal(number, old or signal.SIG_DFL)
 
-def interrupt(number, frame): raise Interrupted(128 + number)
+def interrupt(number, frame):
+    "A signal handler that ends the command"
+    raise Interrupted(128 + number)
 
 # %% ../nbs/15_cli.ipynb #49f354be
 class Stopper:
@@ -272,8 +274,18 @@ def _duration(value:Optional[str]):
 # %% ../nbs/15_cli.ipynb #273ce9d3
 TOP_SEED = 2**53 - 1 # whole in JSON everywhere
 
-def option(kind, help, *names, **more): return Annotated[kind, typer.Option(*names, help=help, **more)]
-def argument(kind, help, **more): return Annotated[kind, typer.Argument(help=help, **more)]
+def option(
+    kind,      # its type
+    help:str,  # a sentence
+    *names:str, # such as --out, -o; by default as the parameter
+    **more,    # for `typer.Option`
+): # to annotate the parameter of a command with
+    "An option"
+    return Annotated[kind, typer.Option(*names, help=help, **more)]
+
+def argument(kind, help:str, **more):
+    "An argument, the same way"
+    return Annotated[kind, typer.Argument(help=help, **more)]
 
 Folder = argument(Path, 'A folder of sounds, searched with its sub-folders.', metavar='FOLDER')
 Model = argument(Path, 'A model file, with or without .distill, or the name of a model in the library.', metavar='MODEL')
@@ -329,7 +341,9 @@ def check_target_folder(
     return path
 
 # %% ../nbs/15_cli.ipynb #b98f1247
-def wrong_out(message:str): return typer.BadParameter(message, param_hint="'--out' / '-o'")
+def wrong_out(message:str): # to be raised
+    "Wrong usage of -o"
+    return typer.BadParameter(message, param_hint="'--out' / '-o'")
 
 def model_target(
     path:Path,       # as given with -o
@@ -377,7 +391,8 @@ def progress(quiet:bool=False):
     "Gives a progress callback (fraction, text): a bar in a terminal, lines elsewhere, both on standard error"
     with watch(quiet=quiet) as (tell, _): yield tell
 
-def part(tell, low, high): # the part of a progress bar from `low` to `high`
+def part(tell:Callable, low:float, high:float) -> Callable: # a progress callback
+    "The part of a progress bar from `low` to `high`"
     return lambda fraction, text: tell(low + (high - low)*fraction, text)
 
 # %% ../nbs/15_cli.ipynb #af36c00e
@@ -622,9 +637,17 @@ def file_lines(files) -> list[str]: # what was used, what was not, in lines
         lines += [f'         {line}' for line in report_lines(title, rows)]
     return lines
 
-def is_number(x) -> bool: return isinstance(x, (int, float)) and math.isfinite(x)
-def decibels(nats:float) -> float: return 20/math.log(10)*nats
-def quoted(path:Path) -> str: return f'"{path}"' if ' ' in str(path) else str(path)
+def is_number(x) -> bool:
+    "Whether there is a figure: not None, not NaN, not infinity"
+    return isinstance(x, (int, float)) and math.isfinite(x)
+
+def decibels(nats:float) -> float:
+    "From natural logarithms of amplitudes"
+    return 20/math.log(10)*nats
+
+def quoted(path:Path) -> str:
+    "As one types it in a shell"
+    return f'"{path}"' if ' ' in str(path) else str(path)
 
 def score_lines(
     scores:dict,       # from the metadata of a model
@@ -708,7 +731,8 @@ def later_settings(settings:dict) -> dict: # for `Checkpoints.of`
     "Those of stage 2, which a fit that was cut short in stage 1 would not know: it goes on with the same, too"
     return {f'stage 2: {name}': value for name, value in (settings['prior'] | settings['stage_2']).items()}
 
-def check_budget(minutes, epochs): # minutes, epochs
+def check_budget(minutes:float, epochs:int) -> tuple: # minutes, epochs
+    "Five minutes, where nothing is given"
     if minutes and epochs: raise typer.BadParameter('give either --minutes or --epochs.')
     return minutes or 5.0, epochs
 
@@ -917,6 +941,7 @@ def say_clips(files:list[dict]): # from `save_clip`
     for f in files: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}{fact_words(f)}")
 
 def fact_words(f:dict) -> str: # such as ", -18.2 LUFS"
+    "What is to be said of a file that was written"
     return (', stereo' if f['channels'] == 2 else '') + (f", {f['lufs']:.1f} LUFS" if f['lufs'] is not None else '') + ''.join(f'\n  note: {o}' for o in f['findings'])
 
 # %% ../nbs/15_cli.ipynb #6f6b81f7
@@ -988,7 +1013,8 @@ Sidecar = option(Optional[Path], 'The .json file beside a clip: makes it again.'
 AnyModel = option(bool, 'With --from-sidecar: also with another model, or another prompt, than it was made with.', '--any-model')
 
 # %% ../nbs/15_cli.ipynb #13ef4744
-def level_option(what, *number): # the setting may be one number, or one per quantizer level
+def level_option(what:str, *number): # `number`: its kind, the lowest, the highest
+    "An option that may be one number, or one per quantizer level"
     return option(Optional[str], what, metavar='N[,N…]', callback=_levels(_number(*number)))
 
 Preset = option(Optional[str], 'Settings by name: default, greedy, creative, or your own.', metavar='NAME')
@@ -1439,6 +1465,7 @@ def model_row(entry) -> tuple: # of texts
             f"{'' if entry.exists else 'GONE FROM '}{entry.path}")
 
 def tell_models(entries) -> dict: # for programs
+    "Print models of the library"
     print(columns([model_row(e) for e in entries]))
     return dict(models=[e.to_dict() for e in entries])
 

@@ -449,7 +449,7 @@ class MemorisationReport:
         return False if self.sensitivity >= 0.2 else None
 
     @property
-    def verdict(self) -> str: return describe_verdict(self)
+    def verdict(self) -> str: "In a sentence or two"; return describe_verdict(self)
     def __str__(self): return describe_memorisation(self)
     def _repr_html_(self): return memorisation_page(self)
 
@@ -680,8 +680,8 @@ class EvaluationReport:
 
     def __str__(self): return describe_evaluation(self)
     def _repr_pretty_(self, p, cycle): p.text(str(self))
-    def to_dict(self) -> dict: return report_as_dict(self)
-    def show(self, axes=None): return show_evaluation(self, axes)
+    def to_dict(self) -> dict: "Ready for JSON: see `report_as_dict`"; return report_as_dict(self)
+    def show(self, axes=None): "A picture: see `show_evaluation`"; return show_evaluation(self, axes)
 
 # %% ../nbs/11_evaluate.ipynb #0b880f05
 def report_as_dict(

@@ -251,6 +251,34 @@ def undocumented(page):
 def test_every_public_name_is_in_the_reference(page): assert not undocumented(page)
 
 
+def has_words(x, name=''):    # and not those that a dataclass or a NamedTuple gives itself
+    x = x.fget if isinstance(x, property) else getattr(x, '__func__', x)
+    return bool(x.__doc__) and not x.__doc__.startswith(f'{name}(')
+
+
+def wordless(module):
+    "Public functions and classes that a module defines without a docstring."
+    ours = {o: x for o in module.__all__ if isinstance(x := getattr(module, o), (type, types.FunctionType)) and x.__module__==module.__name__}
+    return [o for o, x in ours.items() if not has_words(x, o)]
+
+
+def wordless_methods(cls):
+    "The same of what a class and those of this package that it is made from have."
+    parts = {f'{o.__name__}.{name}': x for o in cls.__mro__ if o.__module__.startswith('distill') for name, x in vars(o).items() if name[0]!='_'}
+    return [name for name, x in parts.items() if isinstance(x, (property, types.FunctionType, classmethod, staticmethod)) and not has_words(x)]
+
+
+@pytest.mark.parametrize('module', modules(), ids=lambda m: m.__name__)
+def test_every_public_name_says_what_it_is(module): assert not wordless(module)
+
+
+@pytest.mark.parametrize('name', ['api.Distill', 'api.StopRequest', 'evaluate.EvaluationReport', 'evaluate.MemorisationReport', 'cli.Stopper', 'controls.Job',
+                                  'library.Library', 'training.Checkpoints'])
+def test_every_method_says_what_it_does(name):
+    module, cls = name.split('.')
+    assert not wordless_methods(getattr(importlib.import_module(f'distill.{module}'), cls))
+
+
 def test_the_sidebar_leads_to_every_page():
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
     listed = [o for section in site['website']['sidebar']['contents'] for o in section['contents']]
@@ -308,6 +336,25 @@ def test_the_clips_that_pages_play_are_made(tmp_path):
 def test_no_sound_is_stored():
     files = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, encoding='utf-8').stdout.splitlines()
     assert not [f for f in files if Path(f).suffix.lower() in ('.wav', '.flac', '.ogg', '.mp3', '.aiff', '.distill')]
+
+
+def test_the_rule_about_docstrings_bites():
+    class Named(typing.NamedTuple): x: int
+    class Bare(BaseException): pass
+    class Half:
+        "Some"
+        def f(self): pass
+        @property
+        def p(self): "Said"
+        @classmethod
+        def g(cls): pass
+    Half.__module__ = 'distill.some'
+    module = types.ModuleType('distill.some')
+    for x in Named, Bare, Half, lambda: None:
+        x.__module__ = 'distill.some'
+        setattr(module, x.__name__, x)
+    module.__all__ = ['Named', 'Bare', 'Half', '<lambda>']
+    assert wordless(module)==['Named', 'Bare', '<lambda>'] and wordless_methods(Half)==['Half.f', 'Half.g']
 
 
 def test_each_rule_bites(tmp_path):
