@@ -176,16 +176,16 @@ class _Fitting:
         epochs: int = None,         # or a number of passes over the training files, for each stage
         seed: int = 0,              # of the networks and of all that is random in their training
         device=None,                # "cuda", "mps", "cpu"; by default the best there is
-        progress: bool = True,      # show it: a dashboard in a notebook, a bar elsewhere
+        progress: bool = True,      # show it: a dashboard in a notebook, a live view in a terminal, lines elsewhere
         dataset: DatasetConfig = DatasetConfig(),  # how the sounds are split and presented
         vqvae: dict = None,         # fields of `VQVAEConfig` that differ from the adaptive ones
         prior: dict = None,         # fields of `PriorConfig` that differ from the adaptive ones
         from_scratch: bool = False, # leave the base model out
-        progress_callback=None,     # called with (fraction, text), in place of the bar
+        progress_callback=None,     # called with (fraction, text), in place of that
         should_stop=lambda: False,  # asked at every step; Ctrl-C does the same
         on_event=None,              # called with a dict for everything that happens
-        checkpoints=None,           # a folder for what a killed fit needs to go on; `save` removes it
-        resume: bool = False,       # go on from there
+        checkpoints=None,           # a folder for what a killed fit needs to go on; `save` removes it. Without one, a crash loses all that was learned
+        resume: bool = False,       # go on from there; where nothing is there yet, begin
         tensorboard=None,           # a folder for the curves of TensorBoard
         stage_1: dict = None,       # fields of `TrainingConfig` that differ from what suits the folder
         stage_2: dict = None,
@@ -204,9 +204,10 @@ class _Fitting:
         device=None,                # "cuda", "mps", "cpu"; by default the best there is
         estimate: bool = True,      # measure how long training takes here: some ten seconds
         progress: bool = True,      # show a bar
+        **settings,                 # dataset, vqvae, prior, from_scratch, stage_1, stage_2: as for `fit`
     ) -> Diagnosis:
         "What is in a folder, whether it is enough, and how long learning it takes on this machine"
-        with progress_bar(progress) as tell: return doctor(folder, device, estimate=estimate, progress_callback=tell)
+        with progress_bar(progress) as tell: return doctor(folder, device, estimate=estimate, progress_callback=tell, **settings)
 
 # %% ../nbs/14_api.ipynb #53fbc02d
 class _Generating:
@@ -222,7 +223,7 @@ class _Generating:
         progress: bool = True,            # show a bar
         prompt=None,                      # a sound to go on from: a file, a mono waveform (t,) at 48 kHz, or a `Clip`
         count: int = None,                # how many: a list of clips, such as a kit of one-shots
-        **more,                           # label, loop, stitch, prompt_s: see `ClipConfig`
+        **more,                           # label, guidance, loop, stitch, prompt_s: see `ClipConfig`
     ) -> Clip:
         "New sound; the clip knows the seed and all settings that it can be made again from"
         cfg = sampling or SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -259,7 +260,7 @@ class _Playing:
         with progress_bar(progress) as tell: return regenerate(self.loaded, sidecar, tell, prompt, any_model)
 
     def panel(self, folder='.'):  # where files go at first -> a widget
-        "Everything in tabs, for notebooks: generate, look at codes and rewrite them, the models of this machine"
+        "Everything in tabs, for notebooks: train, generate, look at codes and rewrite them, the models of this machine"
         from distill.panels import workbench
         return workbench(self.loaded, folder)
 
@@ -303,9 +304,11 @@ class _Coding:
         self,
         folder,                 # a folder of sounds: the one that it was made from, or any other
         progress: bool = True,  # show a bar
+        n_clips: int = 16,      # clips to generate and compare with the sounds; 0: none
+        seed: int = 0,          # of the first clip, and of what they are compared with
     ) -> EvaluationReport:
         "Scores on the files of a folder that the model has not learned from"
-        with progress_bar(progress) as tell: return evaluate_model(self.loaded, folder, tell)
+        with progress_bar(progress) as tell: return evaluate_model(self.loaded, folder, tell, n_clips, seed=seed)
 
 # %% ../nbs/14_api.ipynb #ed17ab02
 class _Editing:

@@ -899,7 +899,9 @@ class WholeTable(Table):
         parts = self.model, self.seams, self.long, self.seeds
         return '\n\n'.join([*map(str, parts), busy + format_table(rows)])
 
-def programs_running(): return os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
+def programs_running() -> float | None: # in the last minute, on average
+    "How many programs want a processor; None where that cannot be told"
+    return os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
 
 # %% ../nbs/12_bench.ipynb #95f29179
 def bench_everything(

@@ -4,34 +4,35 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
-           'Epochs', 'Seed', 'Listed', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'Lufs', 'Width', 'Dither',
-           'Title', 'Artist', 'Album', 'Genre', 'Comment', 'AsJson', 'Quick', 'Resume', 'Events', 'TensorBoard',
-           'Varispeed', 'Mix', 'Eq', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'PriorMinutes',
-           'BaseStart', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
-           'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
-           'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
-           'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
-           'High', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
-           'Blend', 'Card', 'PAGE', 'Page', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'Estimates', 'Scale',
-           'BenchMinutes', 'BenchSeed', 'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK',
-           'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted',
-           'Refused', 'telling', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named',
-           'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
-           'model_target', 'sound_target', 'file_form', 'export_config', 'progress', 'part', 'columns', 'clock',
-           'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints',
-           'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop',
-           'report_lines', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines',
-           'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior',
-           'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
-           'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips',
-           'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option',
-           'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode',
-           'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions', 'reconstruction_targets',
-           'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by',
-           'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning', 'info_rows', 'info', 'bench',
-           'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model', 'remove_model',
-           'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo',
-           'main']
+           'Epochs', 'Seed', 'Listed', 'MORE', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'Lufs', 'Width', 'Dither',
+           'Title', 'Artist', 'Album', 'Genre', 'Comment', 'AsJson', 'LevelCount', 'CodeCount', 'PriorWidth', 'Layers',
+           'BatchSize', 'LearningRate', 'HeldOut', 'Varispeed', 'Mix', 'Eq', 'Quick', 'Resume', 'Events', 'TensorBoard',
+           'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'PriorMinutes', 'BaseStart', 'BaseSeed',
+           'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt', 'PromptSeconds', 'Count',
+           'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP', 'TypicalP', 'Argmax',
+           'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut', 'Codes', 'Levels',
+           'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low', 'High', 'EditSeed',
+           'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount', 'Blend', 'Card', 'Page',
+           'Compared', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'Estimates', 'Scale', 'BenchMinutes', 'BenchSeed',
+           'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel',
+           'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling',
+           'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands',
+           'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
+           'sound_target', 'file_form', 'export_config', 'progress', 'part', 'presentation', 'fit_settings',
+           'diagnosis_words', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model',
+           'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place',
+           'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines', 'is_number', 'decibels', 'quoted',
+           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'later_settings',
+           'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage',
+           'find_preset', 'changed', 'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt',
+           'save_clip', 'file_facts', 'say_clips', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes',
+           'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets',
+           'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions',
+           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
+           'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning',
+           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files', 'add_model',
+           'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder',
+           'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, html, json, math, os, re, signal, sys, tempfile, time
@@ -114,7 +115,9 @@ def on_signals(
     finally:
         for number, old in before.items(): signal.signal(number, old or signal.SIG_DFL)
 
-def interrupt(number, frame): raise Interrupted(128 + number)
+def interrupt(number, frame):
+    "A signal handler that ends the command"
+    raise Interrupted(128 + number)
 
 # %% ../nbs/15_cli.ipynb #49f354be
 class Stopper:
@@ -271,8 +274,18 @@ def _duration(value:Optional[str]):
 # %% ../nbs/15_cli.ipynb #273ce9d3
 TOP_SEED = 2**53 - 1 # whole in JSON everywhere
 
-def option(kind, help, *names, **more): return Annotated[kind, typer.Option(*names, help=help, **more)]
-def argument(kind, help, **more): return Annotated[kind, typer.Argument(help=help, **more)]
+def option(
+    kind,      # its type
+    help:str,  # a sentence
+    *names:str, # such as --out, -o; by default as the parameter
+    **more,    # for `typer.Option`
+): # to annotate the parameter of a command with
+    "An option"
+    return Annotated[kind, typer.Option(*names, help=help, **more)]
+
+def argument(kind, help:str, **more):
+    "An argument, the same way"
+    return Annotated[kind, typer.Argument(help=help, **more)]
 
 Folder = argument(Path, 'A folder of sounds, searched with its sub-folders.', metavar='FOLDER')
 Model = argument(Path, 'A model file, with or without .distill, or the name of a model in the library.', metavar='MODEL')
@@ -284,7 +297,8 @@ Minutes = option(Optional[float], 'How long it may take, in minutes; 5 when noth
 Epochs = option(Optional[int], 'Instead of minutes: passes over the sounds.', min=1, max=1_000_000)
 Seed = option(int, 'The same seed and --epochs give the same model.', min=0, max=TOP_SEED)
 Listed = option(bool, 'Put the model on the list of `distill library`.', '--library/--no-library')
-Scratch = option(bool, 'Leave the base model out, that the package brings, and learn from nothing.', '--from-scratch')
+MORE = dict(rich_help_panel='More settings') # behind the others in --help, as in the train panel
+Scratch = option(bool, 'Leave the base model out, that the package brings, and learn from nothing.', '--from-scratch', **MORE)
 BitDepth = option(Optional[int], '16, 24 or 32 (32: wav and aiff alone); 16 when not given.', callback=_bit_depth)
 SampleRate = option(Optional[int], 'Samples per second of the file.', min=8_000, max=192_000)
 Ending = option(Optional[str], 'wav, flac, aiff, ogg or mp3, where the name given with -o does not say it; wav when not given.', '--format', callback=_one_of(*SOUND_ENDINGS))
@@ -327,7 +341,9 @@ def check_target_folder(
     return path
 
 # %% ../nbs/15_cli.ipynb #b98f1247
-def wrong_out(message:str): return typer.BadParameter(message, param_hint="'--out' / '-o'")
+def wrong_out(message:str): # to be raised
+    "Wrong usage of -o"
+    return typer.BadParameter(message, param_hint="'--out' / '-o'")
 
 def model_target(
     path:Path,       # as given with -o
@@ -375,8 +391,61 @@ def progress(quiet:bool=False):
     "Gives a progress callback (fraction, text): a bar in a terminal, lines elsewhere, both on standard error"
     with watch(quiet=quiet) as (tell, _): yield tell
 
-def part(tell, low, high): # the part of a progress bar from `low` to `high`
+def part(tell:Callable, low:float, high:float) -> Callable: # a progress callback
+    "The part of a progress bar from `low` to `high`"
     return lambda fraction, text: tell(low + (high - low)*fraction, text)
+
+# %% ../nbs/15_cli.ipynb #af36c00e
+def _per_stage(one): # a callback: what `one` makes of a text, or a pair, one for each stage
+    def check(value:Optional[str]):
+        values = _levels(one)(value)
+        if isinstance(values, tuple) and len(values) > 2: raise typer.BadParameter(f'{value!r}: there are two stages.')
+        return values
+    return check
+
+def _width(value:Optional[int]):
+    if value is None or value in (16, 32) or value%64 == 0: return value
+    raise typer.BadParameter(f'{value} is neither 16, 32 nor a multiple of 64.')
+
+LevelCount = option(Optional[int], 'Stage 1: how many levels of detail, from coarse to fine.', '--levels', min=1, max=32, **MORE)
+CodeCount = option(Optional[int], 'Stage 1: how many different grains of sound each level has.', '--codes', min=2, max=4096, **MORE)
+PriorWidth = option(Optional[int], 'Stage 2: how much the model of the order of codes can hold at once, such as 256.', '--width', min=16, max=2048, callback=_width, **MORE)
+Layers = option(Optional[int], 'Stage 2: how many steps of thought for each code.', '--layers', min=1, max=32, **MORE)
+BatchSize = option(Optional[str], 'How many pieces of sound are learned at once. For two stages, 8,32 is one for each.', '--batch-size', metavar='N[,N]',
+                   callback=_per_stage(_number(int, 1, 1024)), **MORE)
+LearningRate = option(Optional[str], 'How far each step goes; smaller is slower and steadier. For two stages, 0.001,0.0003 is one for each.', '--learning-rate', metavar='R[,R]',
+                      callback=_per_stage(_number(float, 1e-6, 1)), **MORE)
+
+# %% ../nbs/15_cli.ipynb #c3764627
+HeldOut = option(float, 'Share of the files that is kept aside, to measure what was learned.', '--held-out', min=0.05, max=0.5, callback=_finite, **MORE)
+Varispeed = option(float, 'Also learn copies, played up to this many semitones faster or slower, as a tape is.', min=0, max=24, **MORE)
+Mix = option(float, 'How often two sounds are mixed into one, 0 to 1.', min=0, max=1, **MORE)
+Eq = option(float, 'How much the balance of bass and treble is changed at random, in dB.', min=0, max=24, **MORE)
+
+def presentation(held_out=0.2, varispeed=0.0, mix=0.0, eq=0.0):
+    "How the sounds are split and presented, a `DatasetConfig`"
+    from distill.dataset import DatasetConfig
+    return DatasetConfig(valid_fraction=held_out, speed_semitones=varispeed, mix_probability=mix, eq_db=eq)
+
+# %% ../nbs/15_cli.ipynb #36501245
+def fit_settings(levels=None, codes=None, width=None, layers=None, batch_size=None, learning_rate=None, stage=None) -> dict:
+    "What was given, as `fit_model` and `doctor` take it; `stage`: 1 or 2, where there is but one of them"
+    given = lambda **options: {name: value for name, value in options.items() if value is not None}
+    if stage and (two := [o for o in (batch_size, learning_rate) if isinstance(o, tuple)]):
+        raise typer.BadParameter(f"give one number: {','.join(map(str, two[0]))} is for two stages, and this is one of them.")
+    of = lambda value, n: value[n - 1] if isinstance(value, tuple) else value
+    one, two = (given(batch_size=of(batch_size, n), learning_rate=of(learning_rate, n)) for n in (1, 2))
+    heads = width and max(1, width//64)
+    return dict(vqvae=given(n_quantizers=levels, codebook_size=codes), prior=given(d_model=width, n_heads=heads, n_layers=layers), stage_1=one, stage_2=two)
+
+def diagnosis_words(
+    found,      # a `Diagnosis`
+    vqvae:dict, # what was asked for in place of what suits the folder
+) -> list[str]: # lines
+    "What follows from a diagnosis, and the size that was asked for"
+    size, *rest = found.words
+    wanted = dict(found.tier._asdict(), **vqvae)
+    return [size, *([f"Asked for: {wanted['codebook_size']} codes at each of {wanted['n_quantizers']} levels"] if vqvae else []), *rest]
 
 # %% ../nbs/15_cli.ipynb #07c4c23e
 def columns(
@@ -415,13 +484,16 @@ def say_diagnosis(
     print(f'{n} of {all_files} files can be used, {clock(found.files.seconds)} of sound, {clock(found.seconds)} of it to be heard')
 
 @command
-def doctor(folder:Folder, device:Device=None, quick:Quick=False, as_json:AsJson=False):
+def doctor(folder:Folder, device:Device=None, quick:Quick=False, levels:LevelCount=None, codes:CodeCount=None, width:PriorWidth=None, layers:Layers=None,
+           batch_size:BatchSize=None, held_out:HeldOut=0.2, from_scratch:Scratch=False, as_json:AsJson=False):
     "Say of every file in FOLDER whether it can be learned from, and why not; and how long learning takes on this machine."
+    settings = fit_settings(levels, codes, width, layers, batch_size)
     from distill.doctor import doctor as examine
-    with progress() as tell: found = examine(folder, device, estimate=not quick, progress_callback=tell)
+    with progress() as tell:
+        found = examine(folder, device, presentation(held_out), from_scratch=from_scratch, estimate=not quick, progress_callback=tell, **settings)
     say_diagnosis(found)
     if not found.ready: raise Refused(f'{folder}: {found.verdict}', **found.to_dict())
-    print(*found.words, sep='\n')
+    print(*diagnosis_words(found, settings['vqvae']), sep='\n')
     return found.to_dict()
 
 # %% ../nbs/15_cli.ipynb #c76eb56b
@@ -438,16 +510,7 @@ def list_model(path:Path) -> str: # its name there; None where that fails
 Resume = option(Optional[bool], 'Go on with a fit of this name that was interrupted or killed; or forget it and start anew.', '--resume/--no-resume', show_default=False)
 Events = option(Optional[Path], 'Write whatever happens to this file, one JSON object a line.', '--events', metavar='FILE')
 TensorBoard = option(Optional[Path], 'Write curves for TensorBoard to this folder.', '--tensorboard', metavar='DIR')
-Varispeed = option(float, 'Also learn copies, played up to this many semitones faster or slower, as a tape is.', min=0, max=24)
-Mix = option(float, 'How often two sounds are mixed into one, 0 to 1.', min=0, max=1)
-Eq = option(float, 'How much the balance of bass and treble is changed at random, in dB.', min=0, max=24)
-
 SaveEvery = option(float, 'Seconds between checkpoints.', min=0, max=86_400)
-
-def augmentation(varispeed=0.0, mix=0.0, eq=0.0):
-    "How the sounds are presented, a `DatasetConfig`"
-    from distill.dataset import DatasetConfig
-    return DatasetConfig(speed_semitones=varispeed, mix_probability=mix, eq_db=eq)
 
 # %% ../nbs/15_cli.ipynb #14feaa79
 def find_checkpoints(
@@ -574,9 +637,17 @@ def file_lines(files) -> list[str]: # what was used, what was not, in lines
         lines += [f'         {line}' for line in report_lines(title, rows)]
     return lines
 
-def is_number(x) -> bool: return isinstance(x, (int, float)) and math.isfinite(x)
-def decibels(nats:float) -> float: return 20/math.log(10)*nats
-def quoted(path:Path) -> str: return f'"{path}"' if ' ' in str(path) else str(path)
+def is_number(x) -> bool:
+    "Whether there is a figure: not None, not NaN, not infinity"
+    return isinstance(x, (int, float)) and math.isfinite(x)
+
+def decibels(nats:float) -> float:
+    "From natural logarithms of amplitudes"
+    return 20/math.log(10)*nats
+
+def quoted(path:Path) -> str:
+    "As one types it in a shell"
+    return f'"{path}"' if ' ' in str(path) else str(path)
 
 def score_lines(
     scores:dict,       # from the metadata of a model
@@ -642,63 +713,72 @@ def fit_report(
     return report
 
 # %% ../nbs/15_cli.ipynb #b8701b1f
-def say_before(collection, checkpoints, estimate=None):
+def say_before(collection, checkpoints, estimate, vqvae):
     "Print what the doctor says of a folder, and where checkpoints will be"
     from distill.dataset import diagnose
     if not is_main(): return
-    print(*report_lines('not used', collection.files.skipped), *diagnose(collection, estimate).words, sep='\n')
+    print(*report_lines('not used', collection.files.skipped), *diagnosis_words(diagnose(collection, estimate), vqvae), sep='\n')
     print(f'Checkpoints: in {checkpoints.folder}, every {checkpoints.every_seconds:.0f} s, until the model is there', end='\n\n')
 
-def estimate_for(collection, epochs, device, from_scratch, tell):
+def estimate_for(collection, epochs, device, from_scratch, settings, tell):
     "How long so many epochs take, when that is worth the seconds it takes to find out"
     from distill.doctor import measure_training
     from distill.training import TrainingConfig, epoch_steps
-    if not epochs or epochs*epoch_steps(collection, TrainingConfig().batch_size) < 300: return None
-    return measure_training(collection, device, from_scratch=from_scratch, progress_callback=tell)
+    if not epochs or epochs*epoch_steps(collection, TrainingConfig(**settings['stage_1']).batch_size) < 300: return None
+    return measure_training(collection, device, from_scratch=from_scratch, progress_callback=tell, **settings)
 
-def check_budget(minutes, epochs): # minutes, epochs
+def later_settings(settings:dict) -> dict: # for `Checkpoints.of`
+    "Those of stage 2, which a fit that was cut short in stage 1 would not know: it goes on with the same, too"
+    return {f'stage 2: {name}': value for name, value in (settings['prior'] | settings['stage_2']).items()}
+
+def check_budget(minutes:float, epochs:int) -> tuple: # minutes, epochs
+    "Five minutes, where nothing is given"
     if minutes and epochs: raise typer.BadParameter('give either --minutes or --epochs.')
     return minutes or 5.0, epochs
 
 # %% ../nbs/15_cli.ipynb #ada961bb
-def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=False, resume=None, save_every=30.0, dataset=None, library=True, listen=None, quiet=False):
+def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=False, resume=None, save_every=30.0, dataset=None, library=True, listen=None, quiet=False,
+          settings=None):
     "Read a folder, train one stage or both, save, report; returns the report, the model and the `MelCollection`"
     started, (minutes, epochs) = time.monotonic(), check_budget(minutes, epochs)
     from distill.dataset import load_collection
     from distill.fitting import fit_codes, fit_model
     from distill.training import all_of, pick_device
-    target, stop, device = model_target(out), Stopper(), pick_device(device)
+    target, stop, device, settings = model_target(out), Stopper(), pick_device(device), settings or fit_settings()
     if done := finished_already(target, resume, stages): return done, None, None
-    checkpoints = find_checkpoints(target, resume, save_every)
+    checkpoints = find_checkpoints(target, resume, save_every).of(**later_settings(settings))
+    train = partial(fit_model, **settings) if stages == 2 else partial(fit_codes, vqvae=settings['vqvae'], training=settings['stage_1'])
     with listen or events() as told:
         with progress(quiet=quiet) as tell:
-            collection = load_collection(folder, dataset or augmentation(), progress_callback=part(tell, 0, 0.9))
-            estimate = estimate_for(collection, epochs, device, from_scratch, part(tell, 0.9, 1))
-        say_before(collection, checkpoints, estimate)
+            collection = load_collection(folder, dataset or presentation(), progress_callback=part(tell, 0, 0.9))
+            estimate = estimate_for(collection, epochs, device, from_scratch, settings, part(tell, 0.9, 1))
+        say_before(collection, checkpoints, estimate, settings['vqvae'])
         with watch(minutes=None if epochs else minutes, quiet=quiet) as (bar, seen), stop.listening():
             tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-            loaded = (fit_model if stages == 2 else fit_codes)(
-                folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
-                should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
+            loaded = train(folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
+                           should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
             saved = keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
     return fit_report(loaded, collection, saved, stop.code, checkpoints), loaded, collection
 
 # %% ../nbs/15_cli.ipynb #be8f22bb
 @command
-def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False, resume:Resume=None, save_every:SaveEvery=30.0,
-        varispeed:Varispeed=0.0, mix:Mix=0.0, eq:Eq=0.0, library:Listed=True, events_file:Events=None, tensorboard:TensorBoard=None,
+def fit(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, resume:Resume=None, save_every:SaveEvery=30.0, library:Listed=True,
+        events_file:Events=None, tensorboard:TensorBoard=None, levels:LevelCount=None, codes:CodeCount=None, width:PriorWidth=None, layers:Layers=None,
+        batch_size:BatchSize=None, learning_rate:LearningRate=None, held_out:HeldOut=0.2, varispeed:Varispeed=0.0, mix:Mix=0.0, eq:Eq=0.0, from_scratch:Scratch=False,
         device:Device=None, as_json:AsJson=False):
     "Learn the sounds of FOLDER, both stages, and write a model that can make new ones."
-    return learn(folder, out, minutes, epochs, seed, device, 2, from_scratch, resume, save_every, augmentation(varispeed, mix, eq), library,
-                 events(events_file, tensorboard, as_json), as_json)[0]
+    settings = fit_settings(levels, codes, width, layers, batch_size, learning_rate)
+    return learn(folder, out, minutes, epochs, seed, device, 2, from_scratch, resume, save_every, presentation(held_out, varispeed, mix, eq), library,
+                 events(events_file, tensorboard, as_json), as_json, settings)[0]
 
 @command
-def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, from_scratch:Scratch=False, resume:Resume=None, save_every:SaveEvery=30.0,
-          varispeed:Varispeed=0.0, mix:Mix=0.0, eq:Eq=0.0, library:Listed=True, events_file:Events=None, tensorboard:TensorBoard=None,
-          device:Device=None, as_json:AsJson=False):
+def train(folder:Folder, out:ModelOut, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, resume:Resume=None, save_every:SaveEvery=30.0, library:Listed=True,
+          events_file:Events=None, tensorboard:TensorBoard=None, levels:LevelCount=None, codes:CodeCount=None, batch_size:BatchSize=None, learning_rate:LearningRate=None,
+          held_out:HeldOut=0.2, varispeed:Varispeed=0.0, mix:Mix=0.0, eq:Eq=0.0, from_scratch:Scratch=False, device:Device=None, as_json:AsJson=False):
     "Stage 1 alone: learn codes for the sounds of FOLDER. The model can encode and decode, not yet make new sound."
-    return learn(folder, out, minutes, epochs, seed, device, 1, from_scratch, resume, save_every, augmentation(varispeed, mix, eq), library,
-                 events(events_file, tensorboard, as_json), as_json)[0]
+    settings = fit_settings(levels, codes, batch_size=batch_size, learning_rate=learning_rate, stage=1)
+    return learn(folder, out, minutes, epochs, seed, device, 1, from_scratch, resume, save_every, presentation(held_out, varispeed, mix, eq), library,
+                 events(events_file, tensorboard, as_json), as_json, settings)[0]
 
 # %% ../nbs/15_cli.ipynb #520695a8
 OtherModel = option(Optional[Path], 'Where to write; by default MODEL itself gets the prior.',
@@ -706,11 +786,14 @@ OtherModel = option(Optional[Path], 'Where to write; by default MODEL itself get
 
 @command
 def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes=None, epochs:Epochs=None, seed:Seed=0, resume:Resume=None,
-                save_every:SaveEvery=30.0, library:Listed=True, events_file:Events=None, tensorboard:TensorBoard=None, device:Device=None, as_json:AsJson=False):
+                save_every:SaveEvery=30.0, library:Listed=True, events_file:Events=None, tensorboard:TensorBoard=None, width:PriorWidth=None, layers:Layers=None,
+                batch_size:BatchSize=None, learning_rate:LearningRate=None, device:Device=None, as_json:AsJson=False):
     "Stage 2 alone: learn how the codes of MODEL follow each other in FOLDER, the folder it was made from."
     started, (minutes, epochs) = time.monotonic(), check_budget(minutes, epochs)
+    settings = fit_settings(width=width, layers=layers, batch_size=batch_size, learning_rate=learning_rate, stage=2)
     from distill.fitting import collection_of, fit_prior
     from distill.model import load_model
+    from distill.prior import prior_training_config
     from distill.training import all_of
     target, stop = model_target(out) if out else check_target(model), Stopper()
     if done := finished_already(target, resume, 2): return done
@@ -721,7 +804,7 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
     with listen as told, watch(minutes=None if epochs else minutes, quiet=as_json) as (tell, seen):
         collection = collection_of(loaded, folder, part(tell, 0, 0.05))
         with stop.listening():
-            loaded = fit_prior(loaded, folder, minutes, epochs, seed, progress_callback=part(tell, 0.05, 1), should_stop=stop, collection=collection,
+            loaded = fit_prior(loaded, folder, minutes, epochs, seed, prior_training_config(**settings['stage_2']), settings['prior'], part(tell, 0.05, 1), stop, collection,
                                checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
             saved = keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
     return fit_report(loaded, collection, saved, stop.code, checkpoints)
@@ -858,6 +941,7 @@ def say_clips(files:list[dict]): # from `save_clip`
     for f in files: print(f"{f['file']}: {f['seconds']:g} s, seed {f['seed']}{fact_words(f)}")
 
 def fact_words(f:dict) -> str: # such as ", -18.2 LUFS"
+    "What is to be said of a file that was written"
     return (', stereo' if f['channels'] == 2 else '') + (f", {f['lufs']:.1f} LUFS" if f['lufs'] is not None else '') + ''.join(f'\n  note: {o}' for o in f['findings'])
 
 # %% ../nbs/15_cli.ipynb #6f6b81f7
@@ -929,7 +1013,8 @@ Sidecar = option(Optional[Path], 'The .json file beside a clip: makes it again.'
 AnyModel = option(bool, 'With --from-sidecar: also with another model, or another prompt, than it was made with.', '--any-model')
 
 # %% ../nbs/15_cli.ipynb #13ef4744
-def level_option(what, *number): # the setting may be one number, or one per quantizer level
+def level_option(what:str, *number): # `number`: its kind, the lowest, the highest
+    "An option that may be one number, or one per quantizer level"
     return option(Optional[str], what, metavar='N[,N…]', callback=_levels(_number(*number)))
 
 Preset = option(Optional[str], 'Settings by name: default, greedy, creative, or your own.', metavar='NAME')
@@ -1279,25 +1364,29 @@ def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amoun
 
 # %% ../nbs/15_cli.ipynb #f3f890d4
 Card = option(Optional[Path], 'Write a model card, in Markdown, to this file.', '--card', metavar='FILE')
-PAGE = ('<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-        '<style>body {{ font-family: system-ui, sans-serif; margin: 2em }}</style><h1>{title}</h1>{body}')
+_PAGE = ('<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+         '<style>body {{ font-family: system-ui, sans-serif; margin: 2em }}</style><h1>{title}</h1>{body}')
 Page = option(Optional[Path], 'Write a web page with the nearest moments side by side, to listen to, to this file.', '--page', metavar='FILE')
 
+Compared = option(int, 'How many clips to generate and compare with the sounds; 0: none.', '--count', min=0, max=10_000)
+
 @command
-def evaluate(model:Model, folder:Folder, card:Card=None, page:Page=None, device:Device=None, as_json:AsJson=False):
+def evaluate(model:Model, folder:Folder, card:Card=None, page:Page=None, count:Compared=16, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
     "Score MODEL against the sounds of FOLDER that it never learned from."
+    if page and not count: raise typer.BadParameter('--page shows what was generated: leave out --count 0.', param_hint="'--page'")
+    if seed + count > TOP_SEED: raise typer.BadParameter(f'--seed {seed} leaves no room for {count} seeds.', param_hint="'--seed'")
     from distill.audio import write_atomically
     from distill.evaluate import evaluate_model, memorisation_page, model_card
     from distill.model import load_model
     card, page = (path and check_target(path, (model,)) for path in (card, page))
     loaded = load_model(model, device)
-    with progress() as tell: report = evaluate_model(loaded, folder, progress_callback=tell)
+    with progress() as tell: report = evaluate_model(loaded, folder, tell, count, seed=seed)
     print(report)
     written = dict(card=str(card)) if card else {}
     if card: write_atomically(card, model_card(loaded, report).encode())
     if page and report.memorisation is None:
         raise Refused('--page: whether it copies is not known; that takes a model with a prior, and the folder that it was made from', **report.to_dict(), **written)
-    if page: write_atomically(page, PAGE.format(title=html.escape(report.model), body=memorisation_page(report.memorisation)).encode())
+    if page: write_atomically(page, _PAGE.format(title=html.escape(report.model), body=memorisation_page(report.memorisation)).encode())
     for path in filter(None, (card, page)): print(f'Written  {path}')
     return dict(report.to_dict(), **written, **(dict(page=str(page)) if page else {}))
 
@@ -1376,6 +1465,7 @@ def model_row(entry) -> tuple: # of texts
             f"{'' if entry.exists else 'GONE FROM '}{entry.path}")
 
 def tell_models(entries) -> dict: # for programs
+    "Print models of the library"
     print(columns([model_row(e) for e in entries]))
     return dict(models=[e.to_dict() for e in entries])
 
@@ -1479,7 +1569,7 @@ def lab_command(notebook:Path, browser=True, port:int=None) -> list: # for `subp
 
 @command
 def lab(folder:LabFolder=Path('.'), model:LabModel=None, no_browser:NoBrowser=False, port:LabPort=None, as_json:AsJson=False):
-    "Open JupyterLab on a notebook with everything in tabs: generate, edit codes, look after models. Ctrl-C ends it."
+    "Open JupyterLab on a notebook with everything in tabs: train, generate, edit codes, look after models. Ctrl-C ends it."
     import subprocess
     if model:
         from distill.library import find_model

@@ -79,9 +79,6 @@ class Job:
         self.patience = patience if callable(patience) else lambda: patience
         self._stop, self._thread = threading.Event(), None
 
-    @property
-    def stopping(self) -> bool: return self._stop.is_set()
-
     def start(
         self,
         work,   # called with `should_stop`, a function to ask now and then
@@ -125,15 +122,36 @@ def control(
     return widget.add_class(f'distill-{hook}')
 
 # %% ../nbs/13_controls.ipynb #cf75009c
-def slider(kind, hook, label, low, high, step, value, tooltip):
+def slider(
+    kind,             # a class of ipywidgets that has two ends
+    hook: str,        # found as `.distill-hook` in the page
+    label: str,       # with its unit
+    low, high, step,  # what it can be set to
+    value,            # at first
+    tooltip: str,
+):
+    "A `control` that tells its value when it is let go"
     return control(kind, hook, label, tooltip, min=low, max=high, step=step, value=value, continuous_update=False)
 
-def checkbox(hook, label, tooltip, **settings):
+def checkbox(
+    hook: str,   # found as `.distill-hook` in the page
+    label: str,
+    tooltip: str,
+    **settings,  # of the widget
+):
+    "A box to tick, with a tooltip and a hook"
     box = widgets.Checkbox(description=label, tooltip=tooltip, indent=False, **settings)
     box.layout.width = 'auto'
     return box.add_class(f'distill-{hook}')
 
-def button(hook, label, icon, tooltip, **settings):
+def button(
+    hook: str,   # found as `.distill-hook` in the page
+    label: str,
+    icon: str,   # its name in Font Awesome
+    tooltip: str,
+    **settings,  # of the widget
+):
+    "A button that is as wide as its label, with a tooltip and a hook"
     button = widgets.Button(description=label, icon=icon, tooltip=tooltip, **settings)
     button.layout.width = 'auto'
     return button.add_class(f'distill-{hook}')
@@ -146,7 +164,9 @@ def side_by_side(*children, least=300):
 
 ROW = dict(flex_flow='row wrap', align_items='center', width='100%')  # wraps where a page is narrow
 
-def row(*children): return widgets.HBox(children, layout=ROW)
+def row(*children):
+    "Children in a row, which goes on below where there is no room"
+    return widgets.HBox(children, layout=ROW)
 
 def close_all(*found):
     "Widgets and all that is in them: neither the kernel nor the page holds them any more"

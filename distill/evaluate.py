@@ -21,12 +21,12 @@ import torch
 from torch.nn import functional as F
 from . import __version__
 from .audio import AudioError, Collection, FileReport, scan_folder
-from .dataset import label_files
+from .dataset import DatasetConfig, label_files
 from .model import LoadedVQModel, files_of
 from .pipeline import Clip, ClipConfig, generate_clips
 from .prior import file_sequences, measure_bits
 from .spectrogram import AudioSpectrogram, log_mel_l1, multi_resolution_stft
-from .training import excerpt, part_of_progress
+from .training import TrainingConfig, excerpt, part_of_progress
 from .vqvae import STRIDE, count_codes, health_warnings, level_health, reconstruct_mel
 
 # %% ../nbs/11_evaluate.ipynb #3616a6d0
@@ -449,7 +449,7 @@ class MemorisationReport:
         return False if self.sensitivity >= 0.2 else None
 
     @property
-    def verdict(self) -> str: return describe_verdict(self)
+    def verdict(self) -> str: "In a sentence or two"; return describe_verdict(self)
     def __str__(self): return describe_memorisation(self)
     def _repr_html_(self): return memorisation_page(self)
 
@@ -680,8 +680,8 @@ class EvaluationReport:
 
     def __str__(self): return describe_evaluation(self)
     def _repr_pretty_(self, p, cycle): p.text(str(self))
-    def to_dict(self) -> dict: return report_as_dict(self)
-    def show(self, axes=None): return show_evaluation(self, axes)
+    def to_dict(self) -> dict: "Ready for JSON: see `report_as_dict`"; return report_as_dict(self)
+    def show(self, axes=None): "A picture: see `show_evaluation`"; return show_evaluation(self, axes)
 
 # %% ../nbs/11_evaluate.ipynb #0b880f05
 def report_as_dict(
@@ -805,17 +805,24 @@ def _made_of(loaded) -> list:
             f'- **Codes:** {cfg.codebook_size} at each of {cfg.n_quantizers} levels; fingerprint `{loaded.fingerprint}`',
             f'- **Learned from:** {names or "unknown"}' + (f' and {more} more' if more > 0 else '')]
 
-def _fit_options(training: dict) -> str:  # such as " --seed 3 --from-scratch"
-    dataset, flags = training.get('dataset') or {}, [f"--seed {training.get('seed', 0)}"]
-    if 'base' in training and not training['base']: flags.append('--from-scratch')
-    names = dict(speed_semitones='varispeed', mix_probability='mix', eq_db='eq')
-    return ''.join(f' {flag}' for flag in [*flags, *(f'--{names[k]} {dataset[k]:g}' for k in names if dataset.get(k))])
+def _fit_options(loaded) -> str:  # such as " --seed 3 --levels 4 --codes 128 --from-scratch"
+    training, vqvae, prior = loaded.training_config, loaded.vqvae_config, loaded.prior_config
+    dataset, stages = training.get('dataset') or {}, [training[o] for o in ('stage_1', 'stage_2') if training.get(o)]
+    flags = [f"seed {training.get('seed', 0)}", f'levels {vqvae.n_quantizers}', f'codes {vqvae.codebook_size}']
+    if prior: flags += [f'width {prior.d_model}', f'layers {prior.n_layers}']
+    for name, usual in (('batch_size', TrainingConfig.batch_size), ('learning_rate', TrainingConfig.learning_rate)):
+        values = [stage.get(name, usual) for stage in stages]
+        if set(values) - {usual}: flags.append(f"{name.replace('_', '-')} {','.join(f'{x:g}' for x in values)}")
+    if 'base' in training and not training['base']: flags.append('from-scratch')
+    names = dict(valid_fraction='held-out', speed_semitones='varispeed', mix_probability='mix', eq_db='eq')
+    flags += [f'{names[k]} {dataset[k]:g}' for k in names if dataset.get(k, getattr(DatasetConfig, k)) != getattr(DatasetConfig, k)]
+    return ''.join(f' --{flag}' for flag in flags)
 
 def _to_reproduce(loaded) -> list:
     about, command = loaded.metadata, 'train' if loaded.prior is None else 'fit'
     steps = ' + '.join(map(str, about.get('steps', ()))) or 'an unknown number of'
     minutes, version = max(0.1, about.get('minutes', 5)), about.get('library_version', __version__)
-    return ['```', f'distill {command} FOLDER -o MODEL.distill --minutes {minutes:.1f}{_fit_options(loaded.training_config)}',
+    return ['```', f'distill {command} FOLDER -o MODEL.distill --minutes {minutes:.1f}{_fit_options(loaded)}',
             'distill evaluate MODEL.distill FOLDER', '```', '', f'It took {steps} training steps, with distill {version}. '
             'A time box gives about the same model on a machine of the same speed; `--epochs` in its place gives the same one.']
 

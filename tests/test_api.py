@@ -96,6 +96,15 @@ def test_doctor(sounds):
     assert found.ready and found.estimate is None and 'Verdict: ready' in found._repr_html_()
 
 
+def test_the_doctor_takes_the_settings_of_a_fit(sounds, monkeypatch):
+    import distill.doctor
+    asked = {}
+    def measure(collection, device, vqvae, prior, from_scratch, tell, stage_1, stage_2): asked.update(vqvae=vqvae, from_scratch=from_scratch, stage_1=stage_1)
+    monkeypatch.setattr(distill.doctor, 'measure_training', measure)
+    Distill.doctor(sounds, **QUIET, vqvae=dict(n_quantizers=6), from_scratch=True, stage_1=dict(batch_size=4))
+    assert asked == dict(vqvae=dict(n_quantizers=6), from_scratch=True, stage_1=dict(batch_size=4))
+
+
 def test_save_and_load(d, tmp_path):
     path = d.save(tmp_path/'mine.distill')
     assert path == tmp_path/'mine.distill' and d.info()['path'] == str(path)
@@ -202,6 +211,12 @@ def test_a_reconstruction_says_what_it_is(d, sounds, tmp_path):
 def test_what_is_no_sound(d, sound, error, words):
     for f in d.encode, d.reconstruct:
         with pytest.raises(error, match=words): f(sound)
+
+
+def test_how_much_is_generated_to_be_evaluated(d, sounds):
+    a, b, c = (d.evaluate(sounds, **QUIET, n_clips=2, seed=seed) for seed in (0, 1, 0))
+    assert a.n_clips==2 and a.memorisation!=b.memorisation and a==c and a.files==b.files
+    assert d.evaluate(sounds, **QUIET, n_clips=0).generated is None
 
 
 def test_evaluate(d, sounds):

@@ -1,5 +1,5 @@
 "The command line, doing what it is for: every command on a tiny collection, in this process or in one of its own."
-import html, json, os, shutil, signal, subprocess, sys, tempfile, time
+import html, inspect, json, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -63,9 +63,12 @@ def small_networks(monkeypatch):
     "What is learned in this process is small."
     import distill.fitting as fitting
     import distill.doctor as doctor
+    def small(f, parts, *args, **kw):
+        given = inspect.signature(f).bind_partial(*args, **kw).arguments
+        return f(**given | {part: SMALL[part] | (given.get(part) or {}) for part in parts})
     both = ['vqvae', 'prior']
     for module, name, parts in (fitting, 'fit_model', both), (fitting, 'fit_codes', ['vqvae']), (fitting, 'fit_prior', ['prior']), (doctor, 'doctor', both):
-        monkeypatch.setattr(module, name, partial(getattr(module, name), **{part: SMALL[part] for part in parts}))
+        monkeypatch.setattr(module, name, partial(small, getattr(module, name), parts))
 
 
 @contextmanager
@@ -216,6 +219,68 @@ def test_from_scratch_leaves_the_base_model_out(w, tmp_path, monkeypatch):
     assert begins=={('fit', 0): about, ('train', 0): about, ('fit', 1): None, ('train', 1): None}
 
 
+# --- settings of the networks
+LATE = lambda fraction, text: text.startswith('stage 1') and fraction>0.5
+EARLY = lambda fraction, text: text.startswith('stage 1')
+PRIOR = lambda fraction, text: text.startswith('stage 2')
+READING = lambda fraction, text: text.startswith('Reading')
+
+
+def settings_of(model):
+    "Of both stages, as a model file remembers them."
+    about = report('info', model)
+    made = about['training_config']
+    return about['vqvae_config'], about['prior_config'], made['stage_1'], made.get('stage_2'), made['dataset']
+
+
+def test_settings_of_the_networks_reach_both_stages(w, tmp_path):
+    done = run('fit', w.sounds, '-o', tmp_path/'a', '--epochs', 1, '--levels', 2, '--codes', 24, '--width', 64, '--layers', 2, '--batch-size', '8,4',
+               '--learning-rate', '0.002,0.0005', '--held-out', 0.34)
+    assert done.exit_code==0 and 'Asked for: 24 codes at each of 2 levels' in done.stdout, done.stderr
+    vqvae, prior, one, two, dataset = settings_of(tmp_path/'a.distill')
+    assert (vqvae['n_quantizers'], vqvae['codebook_size'], prior['d_model'], prior['n_layers'], prior['n_heads'])==(2, 24, 64, 2, 1)
+    assert [(s['batch_size'], s['learning_rate']) for s in (one, two)]==[(8, 0.002), (4, 0.0005)] and dataset['valid_fraction']==0.34
+    assert len(report('info', tmp_path/'a.distill')['metadata']['files']['valid'])==2
+    report('train', w.sounds, '-o', tmp_path/'b', '--epochs', 1, '--levels', 2, '--batch-size', 8)
+    report('train-prior', w.sounds, tmp_path/'b.distill', '--epochs', 1, '--width', 64, '--batch-size', 4, '--learning-rate', 0.0005)
+    vqvae, prior, one, two, _ = settings_of(tmp_path/'b.distill')
+    assert (vqvae['n_quantizers'], prior['d_model'], one['batch_size'], two['batch_size'], two['learning_rate'], two['weight_decay'])==(2, 64, 8, 4, 0.0005, 0.1)
+
+
+def test_one_number_is_for_both_stages_and_nothing_given_is_what_suits(w, tmp_path):
+    report('fit', w.sounds, '-o', tmp_path/'a', '--epochs', 1, '--batch-size', 4)
+    assert [s['batch_size'] for s in settings_of(tmp_path/'a.distill')[2:4]]==[4, 4]
+    report('fit', w.sounds, '-o', tmp_path/'b', '--epochs', 1)
+    assert [s['batch_size'] for s in settings_of(tmp_path/'b.distill')[2:4]]==[16, 16] and settings_of(tmp_path/'b.distill')[:2]==settings_of(w.model)[:2]
+
+
+@pytest.mark.parametrize('when, options, words', [
+    (LATE, ['--levels', 2], 'n_quantizers was'), (LATE, ['--codes', 24], 'codebook_size was'), (LATE, ['--batch-size', '8,16'], 'batch_size was'),
+    (LATE, ['--learning-rate', 0.01], 'learning_rate was'), (LATE, ['--held-out', 0.34], 'valid_fraction was'), (LATE, ['--width', 64], 'stage 2: d_model was 64 and is None'),
+    (LATE, ['--batch-size', '16,8'], 'stage 2: batch_size was'), (PRIOR, ['--layers', 2], 'n_layers was')], ids=lambda o: o[0] if isinstance(o, list) else '')
+def test_a_fit_goes_on_with_the_settings_that_it_was_begun_with(w, tmp_path, monkeypatch, when, options, words):
+    "Those of stage 2 are asked about also when stage 1 was cut short."
+    fit = 'fit', w.sounds, '-o', tmp_path/'a', '--epochs', 8
+    with monkeypatch.context() as m:
+        m.setattr(cli, 'watch', partial(watched, signal.SIGINT, when))
+        assert run(*fit, *options).exit_code==130
+    line = run(*fit, '--resume').stderr.splitlines()[-1]
+    assert line.startswith('error: ') and 'begun with other sounds or settings' in line and words in line
+    assert run(*fit, *options, '--resume').exit_code==0
+
+
+def test_the_doctor_measures_what_would_be_learned(w, monkeypatch):
+    import distill.doctor
+    asked = {}
+    def measure(collection, device, vqvae, prior, from_scratch, tell, stage_1, stage_2):
+        asked.update(vqvae=vqvae, prior=prior, from_scratch=from_scratch, batches=(stage_1, stage_2), held_out=len(collection.valid))
+    monkeypatch.setattr(distill.doctor, 'measure_training', measure)
+    text = run('doctor', w.sounds, '--levels', 2, '--codes', 24, '--width', 64, '--layers', 2, '--batch-size', '8,4', '--held-out', 0.34, '--from-scratch').stdout
+    assert asked['vqvae']==SMALL['vqvae'] | dict(n_quantizers=2, codebook_size=24) and asked['prior']==dict(d_model=64, n_heads=1, n_layers=2)
+    assert asked['from_scratch'] and asked['batches']==(dict(batch_size=8), dict(batch_size=4)) and asked['held_out']==2
+    assert 'Asked for: 24 codes at each of 2 levels' in text and 'Asked for' not in run('doctor', w.sounds).stdout
+
+
 @pytest.fixture
 def small_base(monkeypatch):
     "A base model that is learned in this process is small, too."
@@ -272,12 +337,6 @@ def test_interrupted_pretraining(w, tmp_path, monkeypatch, small_base, l1, kept)
     answer = json.loads(run('pretrain', w.sounds, '-o', tmp_path/'base', '--steps', 10, '--device', 'cpu', '--json').stdout)
     assert answer['model']==str(tmp_path/'base-unfinished.safetensors') and answer['kept']==str(tmp_path/'base.safetensors')
     assert (tmp_path/'base.safetensors').read_bytes()==before and (tmp_path/'base-unfinished.safetensors').exists()
-
-
-LATE = lambda fraction, text: text.startswith('stage 1') and fraction>0.5
-EARLY = lambda fraction, text: text.startswith('stage 1')
-PRIOR = lambda fraction, text: text.startswith('stage 2')
-READING = lambda fraction, text: text.startswith('Reading')
 
 
 @pytest.mark.parametrize('number, code, when, saved, has_prior', [
@@ -665,6 +724,13 @@ def test_reconstruct_a_folder(w, tmp_path):
 
 
 # --- scores
+def test_how_much_is_generated_to_be_evaluated(w):
+    a, b, c = (report('evaluate', w.model, w.sounds, '--count', 2, '--seed', seed) for seed in (0, 1, 0))
+    assert a['n_clips']==2 and a['memorisation']!=b['memorisation'] and a==c and a['files']==b['files']
+    none = report('evaluate', w.model, w.sounds, '--count', 0)
+    assert none['n_clips']==0 and none['generated'] is None and none['mel']==a['mel']
+
+
 def test_evaluate(w, tmp_path):
     card, page = tmp_path/'card.md', tmp_path/'page.html'
     about = report('evaluate', w.model, w.sounds, '--card', card, '--page', page)

@@ -37,8 +37,16 @@ USAGE = [
         '--format': ['aac'], '--preset': ['wild']}.items() for value in values],
     (['generate', 'm', *OUT, '--any-model'], '--any-model'),
     *[([command, 'sounds', '-o', 'm', name, value], name) for command in ('fit', 'train') for name, values in {
-        '--minutes': ['0', '-1', 'nan', 'inf', 'x'], '--epochs': ['0', '-3', '1.5'], '--seed': ['-1'], '--device': ['tpu']}.items()
-        for value in values],
+        '--minutes': ['0', '-1', 'nan', 'inf', 'x'], '--epochs': ['0', '-3', '1.5'], '--seed': ['-1'], '--device': ['tpu'],
+        '--levels': ['0', '33', '1.5'], '--codes': ['1', '5000'], '--batch-size': ['0', '2000', 'x', '8,,8', '8,8,8'],
+        '--learning-rate': ['0', '-0.001', '2', 'nan', '0.1,'], '--held-out': ['0', '1', 'nan']}.items() for value in values],
+    *[([*command, name, value], name) for command in (['fit', 'sounds', '-o', 'm'], ['train-prior', 'sounds', 'm'], ['doctor', 'sounds'])
+      for name, values in {'--width': ['8', '200', '4096'], '--layers': ['0', '33']}.items() for value in values],
+    (['train', 'sounds', '-o', 'm', '--batch-size', '8,8'], 'give one number'), (['train-prior', 'sounds', 'm', '--learning-rate', '0.1,0.1'], 'give one number'),
+    (['train', 'sounds', '-o', 'm', '--width', '64'], '--width'), (['train-prior', 'sounds', 'm', '--levels', '6'], '--levels'),
+    (['evaluate', 'm', 'sounds', '--count', '-1'], '--count'), (['evaluate', 'm', 'sounds', '--seed', '-1'], '--seed'),
+    (['evaluate', 'm', 'sounds', '--seed', str(2**53 - 1)], 'no room'), (['evaluate', 'm', 'sounds', '--page', 'x.html', '--count', '0'], '--page'),
+    (['doctor', 'sounds', '--learning-rate', '0.1'], '--learning-rate'),
     (['train-prior', 'sounds', 'm', '--minutes', '0'], '--minutes'), (['train-prior', 'sounds', 'm', '--epochs', '0'], '--epochs'),
     (['demo', '--minutes', '0'], '--minutes'), (['bench', 'a', '--recipes', 'x'], '--recipes'), (['bench', '--recipes', 'x', '--minutes', '-1'], '--minutes'),
     (['decode', 'm', 'c', *OUT, '--bit-depth', '12'], '--bit-depth'), (['reconstruct', 'm', 'a', *OUT, '--format', 'm4a'], '--format'),

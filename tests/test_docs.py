@@ -189,6 +189,18 @@ def test_sidecars_that_are_shown_are_made(page): assert not unmade_sidecars(text
 def test_a_session_shows_the_commands_that_it_runs(page): assert not told_otherwise(page), 'run the cells again'
 
 
+def names_of_commands(group, before=''):
+    for name, command in group.commands.items():
+        if hasattr(command, 'commands'): yield from names_of_commands(command, f'{before}{name} ')
+        else: yield before + name
+
+
+def unexplained(text): return [name for name in names_of_commands(program()) if not re.search(rf'distill {name}(?![\w-])', text)]
+
+
+def test_the_page_on_the_command_line_has_every_command(): assert not unexplained(text_of(NBS/'howto/command_line.qmd'))
+
+
 def test_there_is_a_session(): assert sum(''.join(o.get('text', '')).count('$ distill ') for c in cells(NBS/'15_cli.ipynb') for o in c.get('outputs', []))>15
 
 
@@ -237,6 +249,34 @@ def undocumented(page):
 
 @pytest.mark.parametrize('page', NUMBERED, ids=lambda p: p.stem)
 def test_every_public_name_is_in_the_reference(page): assert not undocumented(page)
+
+
+def has_words(x, name=''):    # and not those that a dataclass or a NamedTuple gives itself
+    x = x.fget if isinstance(x, property) else getattr(x, '__func__', x)
+    return bool(x.__doc__) and not x.__doc__.startswith(f'{name}(')
+
+
+def wordless(module):
+    "Public functions and classes that a module defines without a docstring."
+    ours = {o: x for o in module.__all__ if isinstance(x := getattr(module, o), (type, types.FunctionType)) and x.__module__==module.__name__}
+    return [o for o, x in ours.items() if not has_words(x, o)]
+
+
+def wordless_methods(cls):
+    "The same of what a class and those of this package that it is made from have."
+    parts = {f'{o.__name__}.{name}': x for o in cls.__mro__ if o.__module__.startswith('distill') for name, x in vars(o).items() if name[0]!='_'}
+    return [name for name, x in parts.items() if isinstance(x, (property, types.FunctionType, classmethod, staticmethod)) and not has_words(x)]
+
+
+@pytest.mark.parametrize('module', modules(), ids=lambda m: m.__name__)
+def test_every_public_name_says_what_it_is(module): assert not wordless(module)
+
+
+@pytest.mark.parametrize('name', ['api.Distill', 'api.StopRequest', 'evaluate.EvaluationReport', 'evaluate.MemorisationReport', 'cli.Stopper', 'controls.Job',
+                                  'library.Library', 'training.Checkpoints'])
+def test_every_method_says_what_it_does(name):
+    module, cls = name.split('.')
+    assert not wordless_methods(getattr(importlib.import_module(f'distill.{module}'), cls))
 
 
 def test_the_sidebar_leads_to_every_page():
@@ -298,6 +338,25 @@ def test_no_sound_is_stored():
     assert not [f for f in files if Path(f).suffix.lower() in ('.wav', '.flac', '.ogg', '.mp3', '.aiff', '.distill')]
 
 
+def test_the_rule_about_docstrings_bites():
+    class Named(typing.NamedTuple): x: int
+    class Bare(BaseException): pass
+    class Half:
+        "Some"
+        def f(self): pass
+        @property
+        def p(self): "Said"
+        @classmethod
+        def g(cls): pass
+    Half.__module__ = 'distill.some'
+    module = types.ModuleType('distill.some')
+    for x in Named, Bare, Half, lambda: None:
+        x.__module__ = 'distill.some'
+        setattr(module, x.__name__, x)
+    module.__all__ = ['Named', 'Bare', 'Half', '<lambda>']
+    assert wordless(module)==['Named', 'Bare', '<lambda>'] and wordless_methods(Half)==['Half.f', 'Half.g']
+
+
 def test_each_rule_bites(tmp_path):
     page = tmp_path/'page.qmd'
     page.write_text('---\ntitle: x\n---\n\n## A heading, and more\n', encoding='utf-8')
@@ -310,6 +369,7 @@ def test_each_rule_bites(tmp_path):
     session = lambda name, said: (tmp_path/name).write_text(json.dumps(dict(cells=[dict(cell_type='code', source="sh('info a')", outputs=[dict(text=said)] if said else [])])), encoding='utf-8')
     for name, said in ('same.ipynb', '$ distill info a\nNone'), ('other.ipynb', '$ distill info b\nNone'), ('none.ipynb', ''): session(name, said)
     assert [bool(told_otherwise(tmp_path/f'{name}.ipynb')) for name in ('same', 'other', 'none')]==[False, True, True]
+    assert {'train', 'presets save'} <= set(unexplained('distill train-prior, distill presets list')) and 'train-prior' not in unexplained('distill train-prior')
     assert unmade_sidecars('```bash\ndistill generate a -o b/ --count 2\ndistill generate a -o c.wav --from-sidecar b/a-seed7.wav.json\n```')
     assert not unmade_sidecars('```bash\ndistill generate a -o b/ --seed 7\ndistill generate a -o c.wav --from-sidecar b/a-seed7.wav.json\n```')
     assert not wrong_commands('```bash\ndistill fit a -o b --minutes 5 && distill library list --json   # all\n```')
