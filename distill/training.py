@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLE_FRAMES', 'TrainingConfig', 'Budget', 'learning_rate_at', 'part_of_progress', 'TensorBoardLog', 'all_of',
            'Objective', 'TrainingResult', 'pick_device', 'processes', 'AveragedWeights', 'CheckpointError',
-           'Checkpoints', 'newest', 'LossWatch', 'BatchShare', 'own_share', 'fewest', 'together', 'train',
+           'Checkpoints', 'newest', 'beside', 'LossWatch', 'BatchShare', 'own_share', 'fewest', 'together', 'train',
            'pick_example', 'redrawn', 'Reconstruction', 'excerpt', 'epoch_steps', 'train_vqvae', 'show_history',
            'collection_health', 'show_health', 'Recipe', 'plain_recipe']
 
@@ -269,11 +269,6 @@ class Checkpoints:
         self.folder, self.every_seconds, self.keep, self.resume = Path(folder), every_seconds, keep, resume
         self.about = about or {}
 
-    @classmethod
-    def beside(cls, path, **settings):
-        "Those of the model that goes to this file"
-        return cls(Path(path).with_name(f'{Path(path).name}.checkpoints'), **settings)
-
     def of(self, **about):
         "The same folder, for a run of which more is known"
         return Checkpoints(self.folder, self.every_seconds, self.keep, self.resume, self.about | about)
@@ -317,7 +312,11 @@ def newest(self: Checkpoints):  # the state, None if there is none; and the file
         else: return state, damaged
     return None, damaged
 
-Checkpoints.newest = newest
+def beside(cls, path, **settings):  # those of `Checkpoints` -> `Checkpoints`
+    "Those of the model that goes to this file"
+    return cls(Path(path).with_name(f'{Path(path).name}.checkpoints'), **settings)
+
+Checkpoints.newest, Checkpoints.beside = newest, classmethod(beside)
 
 def _differences(then, now, name=''):
     "What has changed from one dict of settings to another, in words"
