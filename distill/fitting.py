@@ -24,8 +24,8 @@ from .prior import MEASURING_SHARE, PriorConfig, prior_config_for, prior_trainin
 from .sampling import USUAL_SAMPLING
 from .spectrogram import AudioSpectrogram
 from .stream import sample_columns
-from .training import (Budget, Checkpoints, TrainingConfig, collection_health, epoch_steps, excerpt, part_of_progress,
-                              pick_device, processes, together, train_vqvae)
+from .training import (Budget, Checkpoints, TrainingConfig, asked_of_any, collection_health, epoch_steps, excerpt, part_of_progress,
+                              pick_device, processes, train_vqvae)
 from .vqvae import ConvVQVAE, LevelHealth, VQVAEConfig, get_adaptive_vqvae_config, health_warnings, reconstruction_l1
 
 # %% ../nbs/08b_fitting.ipynb #16fcf0a0
@@ -106,12 +106,13 @@ def take_exam(
     model: ConvVQVAE,
     exam: Exam,
     until: float = math.inf,  # of `time.perf_counter`; files that it leaves no time for are left out
+    should_stop=lambda: False,  # asked after each file; True leaves out the others
 ) -> float:                   # nats
     "Mean log-mel error, by codes found by listening"
     total, frames = 0.0, 0
     for mel in sorted(exam.mels, key=lambda mel: mel.shape[-1]):
         total, frames = total + mel.shape[-1] * reconstruction_l1(model, [mel]), frames + mel.shape[-1]
-        if time.perf_counter() > until: break
+        if time.perf_counter() > until or should_stop(): break
     return total / frames
 
 # %% ../nbs/08b_fitting.ipynb #26193036
@@ -143,9 +144,7 @@ def fit_codes(
     model, result = train_vqvae(collection, settings.cfg, settings.training, budget, device, part_of_progress(progress_callback, 0.05, 1),
                                 should_stop, settings.start, checkpoints, on_event)
     if progress_callback: progress_callback(1.0, 'stage 1: measuring it on held-out sounds')
-    waiting = result.stopped == 'asked to' and math.isfinite(result.best)
-    l1 = result.best if waiting else take_exam(model, exam, ends)
-    metadata = _describe_fit(collection, model, result, l1)
+    metadata = _describe_fit(collection, model, result, *_measured(model, collection, exam, ends, result, should_stop))
     tell(on_event, device, 'scores', 'stage 1', result, scores=metadata['scores'], warnings=metadata['warnings'])
     return LoadedVQModel(
         model, None, AudioSpectrogram(collection.spectrogram.cfg).to(device), device, collection.spectrogram.cfg, settings.cfg, None,
@@ -159,13 +158,20 @@ def tell(on_event, device, kind, stage, result=None, **fields):
         at = dict(step=result.steps, seconds=result.seconds) if result else dict(step=0, seconds=0.0)
         on_event(dict(event=kind, stage=stage) | at | fields)
 
-def _describe_fit(collection, model, result, l1):
+def _measured(model, collection, exam, until, result, should_stop):  # nats, and a `LevelHealth` per level; those of the last validation for who asks to stop
+    seen = [LevelHealth(**level) for level in result.history[-1].get('health', [])] if result.history else []
+    known, asked = math.isfinite(result.best), lambda: result.stopped == 'asked to' or should_stop()
+    l1 = result.best if asked() and known else take_exam(model, exam, until, should_stop)
+    health = seen if asked() and seen else collection_health(model, excerpt(collection.train, 24_000), should_stop)
+    if not should_stop(): return l1, health
+    result.stopped = 'asked to'
+    return result.best if known else l1, seen or health
+
+def _describe_fit(collection, model, result, l1, health):
     "What a model file remembers of how it was made"
     names, digests = collection.names, [f.digest[:16] for f in collection.files.used]
     files = dict(train=[names[i] for i in collection.split.train], valid=collection.valid_names,
                  train_digests=[digests[i] for i in collection.split.train])
-    seen = result.history[-1].get('health') if result.stopped == 'asked to' and result.history else None
-    health = [LevelHealth(**level) for level in seen] if seen else collection_health(model, excerpt(collection.train, 24_000))
     scores = dict(log_mel_l1=_rounded(l1), log_mel_l1_nearest=_rounded(result.best), codes_used=_rounded([h.utilisation for h in health]))
     return dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 collection=collection.files.fingerprint, files=files, seconds=round(collection.seconds, 1),
@@ -255,6 +261,7 @@ def fit_prior(
     if checkpoints: checkpoints = _below(checkpoints, 'stage-2', minutes, epochs).of(base=settings.base and settings.base.about['prior'])
     network, result, bits = train_prior(loaded.model, collection, settings.cfg, training, budget, loaded.device, part_of_progress(progress_callback, 0.05, 1),
                                         should_stop, checkpoints=checkpoints, on_event=on_event, start=settings.start, shown=partial(made_now, loaded))
+    if network is None: return replace(loaded, metadata=dict(loaded.metadata, stopped=loaded.metadata.get('stopped', [])[:1] + [result.stopped]))
     scores = dict(loaded.metadata['scores'], bits_per_code=_rounded(bits.prior), unigram_bits_per_code=_rounded(bits.unigram),
                   bits_by_level=_rounded(bits.by_level), bits_per_code_by_the_second=_rounded(bits.alone),
                   bits_in_a_gap=_rounded(bits.gap))
@@ -296,8 +303,7 @@ def fit_model(
     loaded = fit_codes(folder, share * left(), epochs, seed, device, dataset, stage_1, vqvae=vqvae, from_scratch=from_scratch, collection=collection,
                        progress_callback=part_of_progress(progress_callback, 0.03, share), should_stop=should_stop,
                        checkpoints=checkpoints, on_event=on_event)
-    if together(torch.tensor([float(should_stop())])).item():
-        return replace(loaded, metadata=dict(loaded.metadata, stopped=['asked to']))
+    if asked_of_any(should_stop): return replace(loaded, metadata=dict(loaded.metadata, stopped=['asked to']))
     # not the clock alone: a resumed run has trained before
     return fit_prior(loaded, folder, left(loaded.metadata['minutes']), epochs, seed, prior=prior, collection=collection, should_stop=should_stop, training=prior_training_config(**(stage_2 or {})),
                      progress_callback=part_of_progress(progress_callback, share, 1), checkpoints=checkpoints, on_event=on_event)
