@@ -15,6 +15,7 @@ import json
 import math
 import re
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -119,9 +120,15 @@ class TensorBoardLog:
         if kind in ('validation', 'stop'): self.writer.flush()
 
 def all_of(*listeners):
-    "One `on_event` in place of several; None when all of them are None"
+    "One `on_event` in place of several; None when all of them are None. One that cannot write is left out from then on"
     listeners = [tell for tell in listeners if tell]
-    return (lambda event: [tell(event) for tell in listeners] and None) if listeners else None
+    def told(event):
+        for tell in [*listeners]:
+            try: tell(event)
+            except OSError as e:                               # a full disk is no reason to lose a training
+                listeners.remove(tell)
+                warnings.warn(f'{explain_write_error(e, e.filename) if e.filename else e}; nothing more is written there, and the training goes on')
+    return told if listeners else None
 
 # %% ../nbs/05_training.ipynb #8d9baf48
 class Objective(nn.Module):
@@ -396,6 +403,7 @@ def asked_of_any(should_stop) -> bool:
     "Whether any of the processes that train together was asked to stop"
     return bool(together(torch.tensor([float(should_stop())])).item())
 
+# %% ../nbs/05_training.ipynb #87601f05
 def _vectors_of_all(vectors, n):  # vectors of this process (1, v, d) -> (1, n, d)
     "Random vectors out of those of all processes, the same for all"
     shares = [torch.empty_like(vectors[0]) for _ in range(distributed.get_world_size())]
@@ -404,7 +412,6 @@ def _vectors_of_all(vectors, n):  # vectors of this process (1, v, d) -> (1, n, 
     distributed.broadcast(drawn, 0)
     return drawn
 
-# %% ../nbs/05_training.ipynb #87601f05
 def _norm_of_all(norm: nn.BatchNorm2d, x):  # (b, d, h, w)
     "Batch normalisation with the mean and the variance over all processes"
     if not norm.training: return nn.BatchNorm2d.forward(norm, x)

@@ -176,6 +176,21 @@ def test_no_room_for_checkpoints(sounds, straight, tmp_path, monkeypatch):
     assert any('no checkpoint' in note and 'space' in note.lower() for note in answer['notes'])
 
 
+class FullFile:
+    "Takes nothing, and cannot even be closed"
+    write = flush = close = full
+
+
+def test_no_room_for_events(sounds, straight, tmp_path, monkeypatch):
+    "That is said once; the fit goes on, and others are told what happens"
+    monkeypatch.setattr(cli, 'open', lambda *args, **kw: FullFile(), raising=False)
+    with pytest.warns(UserWarning, match='cannot write .*events.*the disk is full.*goes on') as said:
+        done = run('fit', sounds, '-o', tmp_path/'a', *FIT, '--json', '--events', tmp_path/'events')
+    assert done.exit_code==0 and weights(tmp_path/'a.distill')==straight['weights'] and len([w for w in said if 'events' in str(w.message)])==1
+    kinds = [json.loads(line)['event'] for line in done.stderr.splitlines() if line.startswith('{')]
+    assert kinds[0]=='doctor' and kinds[-1]=='scores'
+
+
 @pytest.mark.parametrize('everywhere', [False, True])
 def test_no_room_for_the_model(sounds, straight, tmp_path, monkeypatch, everywhere):
     "It is written elsewhere; and the checkpoints stay, so that nothing is lost even where there is no elsewhere"
