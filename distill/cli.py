@@ -510,7 +510,7 @@ def watch(minutes:float=None, quiet:bool=False):
         yield (lambda fraction, text: None), None
         return
     from distill.live import show_in_terminal
-    with show_in_terminal(minutes) as training: yield training, training.on_event
+    with show_in_terminal(minutes, names_unused=False) as training: yield training, training.on_event # they are named before
 
 # %% ../nbs/15_cli.ipynb #9fcaeb62
 def save_or_rescue(loaded, target:Path, unfinished:bool): # raises `Refused`

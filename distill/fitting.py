@@ -137,6 +137,7 @@ def fit_codes(
     _check(minutes, epochs)
     ends, device = time.perf_counter() + (math.inf if epochs else 60 * minutes - spent), pick_device(device)
     collection = collection or load_collection(folder, dataset, progress_callback=part_of_progress(progress_callback, 0, 0.05))
+    tell(on_event, device, 'doctor', '', text=diagnose(collection).verdict, diagnosis=diagnose(collection).to_dict())
     settings = stage_1_settings(collection, vqvae, from_scratch, training, seed)
     exam = set_exam(collection, settings.cfg, device, MEASURING_SHARE * (ends - time.perf_counter()))
     budget = _budget(ends - exam.seconds - time.perf_counter(), epochs, collection, settings.training)
@@ -298,7 +299,6 @@ def fit_model(
     collection = collection or load_collection(folder, dataset, progress_callback=part_of_progress(progress_callback, 0, 0.03))
     left = lambda trained=0.0: max(0.02, minutes - max(trained, (time.perf_counter() - started) / 60))
     if checkpoints: checkpoints = checkpoints.of(minutes=None if epochs else minutes)
-    tell(on_event, device, 'doctor', '', text=diagnose(collection).verdict, diagnosis=diagnose(collection).to_dict())
     share = stage_1_settings(collection, vqvae, from_scratch, stage_1).share
     loaded = fit_codes(folder, share * left(), epochs, seed, device, dataset, stage_1, vqvae=vqvae, from_scratch=from_scratch, collection=collection,
                        progress_callback=part_of_progress(progress_callback, 0.03, share), should_stop=should_stop,

@@ -110,6 +110,24 @@ def test_events_are_lines_of_json(straight):
     assert 'Verdict: ready' in straight['stderr'] and 'a.distill.checkpoints' in straight['stderr']    # where they are
 
 
+def test_files_that_are_not_used_are_named_once(sounds, tmp_path):
+    "By the command line before it begins, by the views of Python; `train` tells programs, too"
+    import shutil
+    import distill.fitting as fitting
+    from distill.api import training_view
+    folder, events = shutil.copytree(sounds, tmp_path/'sounds'), tmp_path/'events'
+    (folder/'broken.wav').write_bytes(b'nothing')
+    done = run('train', folder, '-o', tmp_path/'a', '--epochs', 1, '--no-library', '--events', events)
+    assert done.exit_code==0 and done.stdout.count('not used: broken.wav') == 2 and 'not used' not in done.stderr    # before, and in the report
+    told = [json.loads(line) for line in events.read_text(encoding='utf-8').splitlines()]
+    assert [e['event'] for e in told].count('doctor') == 1 and told[0]['diagnosis']['skipped'] == 1
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr('sys.stderr', type('Lines', (), dict(write=lambda self, text: said.append(text), flush=lambda self: None, isatty=lambda self: False))())
+        with training_view(True, None) as (tell, show): fitting.fit_model(folder, epochs=1, device='cpu', progress_callback=tell, on_event=show)
+    assert ''.join(said).count('1 of 7 files is not used: broken.wav (') == 1
+
+
 def test_no_checkpoints_are_left(straight): assert sorted(p.name for p in straight['out'].parent.iterdir())==['a.distill', 'events']
 
 
