@@ -70,7 +70,7 @@ class Training:
         clock=time.monotonic,    # seconds
         names_unused: bool = True,  # name the files that are not used
     ):
-        self.names_unused, self.unused = names_unused, ''
+        self.names_unused, self.unused, self.pace = names_unused, '', ''
         self.minutes, self.clock, self.began, self.before = minutes, clock, clock(), 0.0
         self.stages, self.examples, self.notes, self.health, self.verdict = [], {}, [], [], ''
         self.fraction, self.text, self.over, self.ending, self.listeners = 0.0, '', False, '', []
@@ -163,7 +163,9 @@ def _on_doctor(self, event):
     self.verdict = event['text']
     if self.names_unused: self.unused = unused_words(event.get('diagnosis', {}))
 
-Training._on_example, Training._on_doctor = _on_example, _on_doctor
+def _on_pace(self, event): self.pace = event['text']
+
+Training._on_example, Training._on_doctor, Training._on_pace = _on_example, _on_doctor, _on_pace
 
 # %% ../nbs/08c_live.ipynb #fe712601
 def seconds_left(self: Training) -> float:  # infinite while nobody knows
@@ -222,7 +224,8 @@ def sparkline(
     values = [v for v in values if math.isfinite(v)]
     if not values: return ''
     low, high = min(values) if low is None else low, max(values) if high is None else high
-    level = lambda v: round((v - low) / (high - low) * (len(letters) - 1)) if high > low else 0
+    low, high = low / 2, high / 2                                          # or the span of the largest numbers is none
+    level = lambda v: round((v / 2 - low) / (high - low) * (len(letters) - 1)) if high > low else 0
     return ''.join(letters[min(len(letters) - 1, max(0, level(v)))] for v in values)
 
 # %% ../nbs/08c_live.ipynb #25466c7c
@@ -264,7 +267,7 @@ class Lines:
         going_on = stage and stage.ended is None
         if event == 'text' and not going_on: self._now_and_then(self.training.text)
         if event == 'progress': self._now_and_then(f'{stage.name}: {stage_words(stage)}, {left_words(self.training)}')
-        if event in ('start', 'validation', 'stop', 'doctor'): self._say(_line(event, self.training))
+        if event in ('start', 'validation', 'stop', 'doctor', 'pace'): self._say(_line(event, self.training))
         if event == 'doctor' and self.training.unused: self._say(f'note: {self.training.unused}')
         for text in [*self.training.notes, *self.training.health]:
             words = re.sub(r'(?<!level )\d+', '', text)                    # once, and not again with other numbers
@@ -284,6 +287,7 @@ class Lines:
 def _line(event, training):
     stage = training.stage
     if event == 'doctor': return training.verdict
+    if event == 'pace': return f'{stage.name}: {training.pace}'
     if event == 'start': return f"{stage.name}: {stage.title}{f', {time_words(60 * stage.minutes)}' if stage.minutes else ''}"
     if event == 'stop': return f'{stage.name}: {stage_words(stage)}'
     used = used_words(stage)
@@ -328,6 +332,7 @@ class TerminalView:
         t, going_on = self.training, self.training.stage and self.training.stage.ended is None
         if t.verdict: yield _line_of((t.verdict, 'dim'))
         if t.unused: yield _words_of(t.unused, 'yellow')
+        if t.pace: yield _words_of(t.pace, 'dim')
         if not t.stages:
             yield _line_of(*_bar(t.fraction, console), f' {t.fraction:4.0%}  {time_words(t.elapsed)}  {t.text}')
             return
@@ -474,7 +479,8 @@ def _head_html(training):
     words = f'{stage.name.capitalize()}: {stage_words(stage)}' if going_on else training.text
     verdict = f'<div>{html.escape(training.verdict)}</div>' if training.verdict else ''
     if training.unused: verdict += f'<div class="distill-warning">⚠ {html.escape(training.unused)}</div>'
-    return f'{verdict}{bar}<div class="distill-head"><b>{f"{training.ending}, " if training.over else ""}{left}</b> · {html.escape(words)}</div>'
+    pace = f'<div>{html.escape(training.pace)}</div>' if training.pace else ''
+    return f'{verdict}{bar}<div class="distill-head"><b>{f"{training.ending}, " if training.over else ""}{left}</b> · {html.escape(words)}</div>{pace}'
 
 def _stage_html(stage):
     legend = f'<span style="color:{_SCORE}">{html.escape(score_words(stage) or "not scored yet")}</span>'

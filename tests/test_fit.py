@@ -128,6 +128,16 @@ def test_files_that_are_not_used_are_named_once(sounds, tmp_path):
     assert ''.join(said).count('1 of 7 files is not used: broken.wav (') == 1
 
 
+def test_a_time_box_tells_how_many_steps_it_has_room_for(sounds, straight):
+    import distill.fitting as fitting
+    told = []
+    loaded = fitting.fit_codes(sounds, minutes=0.15, device='cpu', from_scratch=True, on_event=told.append, training=dict(patience=1.0, validations=2))
+    pace, = (e for e in told if e['event']=='pace')
+    assert pace['stage']=='stage 1' and pace['enough']==fitting.diagnose(fitting.load_collection(sounds)).tier.steps
+    assert 0.3 < pace['steps']/loaded.metadata['steps'][0] < 3, (pace, loaded.metadata['steps'])
+    assert 'pace' not in straight['events']                           # epochs have no time box
+
+
 def test_no_checkpoints_are_left(straight): assert sorted(p.name for p in straight['out'].parent.iterdir())==['a.distill', 'events']
 
 

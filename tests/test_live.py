@@ -75,6 +75,16 @@ def test_files_that_are_not_used_are_named_in_every_view():
     assert after(doctor()).unused == '' and after(doctor('a.wav')).unused == '1 of 2 files is not used: a.wav (it is silent)'
 
 
+def test_how_many_steps_there_will_be_is_said_once_in_every_view():
+    said, words = [], 'one step takes 130 ms: about 900 <b>'
+    training = Training()
+    Lines(training, said.append)
+    for event in (START, TICK, dict(event='pace', stage='stage 1', step=21, seconds=3.0, text=words), TICK, LOOK): training.on_event(event)
+    assert [line for line in said if words in line] == [f'  0%  stage 1: {words}']
+    assert words in terminal_text(training)
+    for page in (training_html(training), shown_by(Dashboard(training))): assert 'about 900 &lt;b&gt;' in page
+
+
 def shown_by(board):
     board.draw()
     return board.head.value + board.notes.value
