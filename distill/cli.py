@@ -20,7 +20,7 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
            'sound_target', 'file_form', 'export_config', 'progress', 'part', 'presentation', 'fit_settings',
            'diagnosis_words', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model',
-           'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place',
+           'find_checkpoints', 'finished_already', 'write_event', 'events', 'watch', 'save_or_rescue', 'takes_place',
            'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines', 'is_number', 'decibels', 'quoted',
            'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'later_settings',
            'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage',
@@ -543,22 +543,28 @@ def finished_already(target, resume, stages): # what there is to tell, or None
     return dict(model=str(target), finished=True, **{k: about['metadata'].get(k) for k in ('name', 'scores', 'minutes', 'steps')})
 
 # %% ../nbs/15_cli.ipynb #76218dd1
+def write_event(stream, name, event):
+    "As a line of JSON; raises `OSError` with the name of the file"
+    try: print(json.dumps(plain(event)), file=stream, flush=True)
+    except OSError as e:
+        e.filename = name
+        raise
+
 @contextmanager
 def events(path:Path=None, tensorboard:Path=None, as_json:bool=False):
     "Gives what is to be called with every event of a fit"
     from distill.audio import explain_write_error
-    from distill.training import TensorBoardLog
+    from distill.training import TensorBoardLog, all_of
     if not is_main(): path = tensorboard = as_json = None
     try: log = TensorBoardLog(tensorboard) if tensorboard else None
     except ImportError as e: raise ValueError(f'--tensorboard: {e}') from e
     try: file = open(path, 'a', encoding='utf-8') if path else None
     except OSError as e: raise ValueError(explain_write_error(e, path)) from e
-    def tell(event):
-        if event['event'] == 'example': return # sound, for displays
-        line = json.dumps(plain(event))
-        for stream in filter(None, (file, as_json and sys.stderr)): print(line, file=stream, flush=True)
-        if log: log(event)
-    with file or nullcontext(): yield tell if file or as_json or log else None
+    def lines(stream, name=None): return stream and partial(write_event, stream, name)
+    hear = lambda tell: tell and (lambda event: event['event'] == 'example' or tell(event)) # which is sound, for displays
+    try: yield all_of(*map(hear, (lines(file, path), lines(as_json and sys.stderr), log)))
+    finally:
+        with suppress(OSError): file and file.close() # what it could not write it cannot write now
 
 @contextmanager
 def watch(minutes:float=None, quiet:bool=False):
@@ -567,7 +573,7 @@ def watch(minutes:float=None, quiet:bool=False):
         yield (lambda fraction, text: None), None
         return
     from distill.live import show_in_terminal
-    with show_in_terminal(minutes) as training: yield training, training.on_event
+    with show_in_terminal(minutes, names_unused=False) as training: yield training, training.on_event # they are named before
 
 # %% ../nbs/15_cli.ipynb #9fcaeb62
 def save_or_rescue(loaded, target:Path, unfinished:bool): # raises `Refused`

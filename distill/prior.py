@@ -28,8 +28,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .dataset import Drawn, MelCollection, MelWindows, change_mel, random_change
-from .training import (Budget, Checkpoints, Objective, TrainingConfig, excerpt, fewest, own_share,
-                              part_of_progress, pick_device, together, train)
+from .training import (Budget, Checkpoints, Objective, TrainingConfig, TrainingResult, asked_of_any, excerpt, fewest,
+                              own_share, part_of_progress, pick_device, together, train)
 from .vqvae import STRIDE, ConvVQVAE
 
 # %% ../nbs/06_prior.ipynb #2aa530f4
@@ -853,9 +853,14 @@ def file_sequences(
     model: ConvVQVAE,
     mels: list,                # natural-log mels of whole sounds (m, f)
     labels: list = None,       # class of each, 0 for none
+    should_stop=lambda: False, # asked after each; True leaves out the others
 ) -> list:                     # of `CodeExcerpt`
     "The codes of whole sounds"
-    return [CodeExcerpt(encode_columns(model, mel[None])[0], label=label) for mel, label in zip(mels, labels or [0] * len(mels))]
+    found = []
+    for mel, label in zip(mels, labels or [0] * len(mels)):
+        found.append(CodeExcerpt(encode_columns(model, mel[None])[0], label=label))
+        if should_stop(): break
+    return found
 
 def examination(
     sounds: list,              # `CodeExcerpt`s of any length
@@ -878,7 +883,7 @@ class CodeBits(NamedTuple):
     "Bits per code on held-out files"
     prior: float        # of the prior
     unigram: float      # of each level's own histogram in the training files
-    by_level: list      # (prior, unigram) for every level
+    by_level: list      # (prior, unigram) for every level; of what was not measured, nothing or NaN
     alone: float        # of the prior, when it reads every second by itself
     gap: tuple          # of the prior, in gaps of three columns: when it knows only what comes before, and both sides; empty if it fills none
 
@@ -906,16 +911,18 @@ def prior_bits(
     prior: CodePrior,
     test: CodeBatch,
     batch_size: int = 16,
-):  # bits of every code of `test` (b, t)
+    should_stop=lambda: False,   # asked before each batch
+):  # bits of every code of `test` (b, t); None when it was asked to stop
     "What each code costs the prior that knows the ones before it, and those that are given"
     was_training, device, bits = prior.training, prior.vectors.device, []
     prior.eval()
     for rows in torch.arange(len(test.codes)).split(batch_size):
+        if should_stop(): break
         part = test.take(rows).to(device)
         logits = prior(part.codes, part.onsets, part.labels, part.known if part.known.any() else None)
         bits.append(F.cross_entropy(logits.mT, part.codes, reduction='none').cpu())
     prior.train(was_training)
-    return torch.cat(bits) / math.log(2)
+    return torch.cat(bits) / math.log(2) if sum(map(len, bits)) == len(test.codes) else None
 
 # %% ../nbs/06_prior.ipynb #fd3d77e0
 GAP = 3  # columns
@@ -942,10 +949,13 @@ def gap_examination(
 def gap_bits(
     prior: CodePrior,
     sounds: list,              # `CodeExcerpt`s
+    should_stop=lambda: False,
 ) -> tuple:
-    "Bits per code in gaps, knowing only what comes before, and both sides; nothing of a prior that fills none, or of sounds that are too short"
-    gaps = prior.cfg.gap_share and gap_examination(sounds, prior.cfg)
-    return tuple(prior_bits(prior, rows)[gaps.counted()].mean().item() for rows in (gaps._replace(known=gaps.known & False), gaps)) if gaps else ()
+    "Bits per code in gaps, knowing only what comes before, and both sides; nothing of a prior that fills none, of sounds that are too short, or when it was asked to stop"
+    gaps = prior.cfg.gap_share and not should_stop() and gap_examination(sounds, prior.cfg)
+    if not gaps: return ()
+    costs = [prior_bits(prior, rows, should_stop=should_stop) for rows in (gaps._replace(known=gaps.known & False), gaps)]
+    return () if costs[1] is None else tuple(bits[gaps.counted()].mean().item() for bits in costs)
 
 SECOND = 6  # columns
 
@@ -953,16 +963,17 @@ def measure_bits(
     prior: CodePrior,
     train: list,   # `CodeExcerpt`s of the training files, for the unigram
     test: list,    # of the held-out files
+    should_stop=lambda: False,   # True leaves out what was not measured yet
 ) -> CodeBits:
     "Bits per code of the prior and of the unigram"
-    q, exam = prior.cfg.n_quantizers, examination(test, prior.cfg.max_columns)
+    q, exam, known = prior.cfg.n_quantizers, examination(test, prior.cfg.max_columns), functools.partial(prior_bits, prior, should_stop=should_stop)
     short = examination(test, min(SECOND, prior.cfg.max_columns), keep=0)
     counted = exam.counted()
-    costs = [prior_bits(prior, exam), unigram_bits(train, exam, prior.cfg)]
-    mean = lambda bits, level: bits[:, level][counted[:, level]].mean().item()
-    by_level = [tuple(mean(c, slice(l, None, q)) for c in costs) for l in range(q)]
-    alone = prior_bits(prior, short)[short.counted()].mean().item()
-    return CodeBits(*(mean(c, slice(None)) for c in costs), by_level, alone, gap_bits(prior, test))
+    costs = [known(exam), unigram_bits(train, exam, prior.cfg)]
+    mean = lambda bits, level: math.nan if bits is None else bits[:, level][counted[:, level]].mean().item()
+    by_level = [] if costs[0] is None else [tuple(mean(c, slice(l, None, q)) for c in costs) for l in range(q)]
+    alone = math.nan if (bits := known(short)) is None else bits[short.counted()].mean().item()
+    return CodeBits(*(mean(c, slice(None)) for c in costs), by_level, alone, gap_bits(prior, test, should_stop))
 
 # %% ../nbs/06_prior.ipynb #f58f8ace
 def mean_of_all(
@@ -1023,7 +1034,7 @@ def prior_config_for(model: ConvVQVAE, collection: MelCollection, **overrides) -
         'code_dim': model.cfg.code_dim, 'labels': tuple(collection.label_names), **overrides})
 
 # %% ../nbs/06_prior.ipynb #98d81895
-def _around_gaps(prior, excerpts, n_rows, seed):
+def _around_gaps(prior, excerpts, n_rows, seed, should_stop):
     "What is known around places of rows with gaps, and their vectors: (n, f), (n, c)"
     rows, device, found = PackedExcerpts(excerpts, prior.cfg, 1, seed), prior.vectors.device, []
     for _ in range(0, n_rows, 50):
@@ -1031,6 +1042,7 @@ def _around_gaps(prior, excerpts, n_rows, seed):
         codes, known, asked = (x.unflatten(1, (-1, prior.cfg.n_quantizers)) for x in (part.codes, part.known, part.counted()))
         places = asked.any(-1)
         found.append((prior.surroundings(codes, known)[places], prior.sums(codes)[places]))
+        if should_stop(): break
     return map(torch.cat, zip(*found))
 
 @torch.no_grad()
@@ -1040,11 +1052,12 @@ def fit_guess(
     n_rows: int = 300,       # of either
     seed: int = 0,
     ridge: tuple = (30.0, 1000.0),  # added to the diagonal, without a guess to begin with and with one: thousands of places stand against it
+    should_stop=lambda: False,      # True ends it early, with a guess that is worth little
 ):
     "Work out the straight guess, not far from the one that is there"
-    (x, y), ridge = _around_gaps(prior, excerpts[::2], n_rows, seed), ridge[bool(prior.guess.weight.any())]
+    (x, y), ridge = _around_gaps(prior, excerpts[::2], n_rows, seed, should_stop), ridge[bool(prior.guess.weight.any())]
     prior.guess.weight += torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], device=x.device), x.T @ (y - x @ prior.guess.weight))
-    x, y = _around_gaps(prior, excerpts[1::2] or excerpts, n_rows, seed + 1)
+    x, y = _around_gaps(prior, excerpts[1::2] or excerpts, n_rows, seed + 1, should_stop)
     error = y - x @ prior.guess.weight
     prior.guess.inverse.copy_(torch.linalg.inv(error.T @ error / len(error) + 0.02 * torch.eye(y.shape[1], device=x.device)))
 
@@ -1063,6 +1076,11 @@ def _fresh(cfg, model, start, device):  # a prior that knows what its codes stan
     return prior
 
 def _uncut(collection): return replace(collection, cfg=replace(collection.cfg, crops='random'))  # where fixed cuts end, padded, no sound ends
+
+def _measured(prior, learned, held_out, result, should_stop):  # asked to stop, a prior has what its last validation found
+    bits = measure_bits(prior, learned, held_out, should_stop)
+    if should_stop(): result.stopped = 'asked to'
+    return bits._replace(prior=result.best) if math.isnan(bits.prior) else bits
 
 def _seconds(score, most):  # what `measure_bits` will take, about; it scores twice
     began = time.perf_counter()
@@ -1084,16 +1102,15 @@ def train_prior(
     on_event=None,                         # called with a dict for everything that happens
     start=lambda prior: None,              # changes the fresh prior, e.g. gives it a base prior's weights
     shown=lambda prior: {},                # called with the prior at each validation, if there is `on_event`: what is to be shown of it
-):  # the prior, in eval mode on the device; a `TrainingResult`; its `CodeBits`
+):  # the prior, in eval mode on the device; a `TrainingResult`; its `CodeBits`. When it was asked to stop before the first step, there is no prior, and no bits
     "Stage 2: learn how the codes of a collection follow each other"
     started, device, budget = time.perf_counter(), pick_device(device), budget or Budget(minutes=2)
-    spent = lambda: time.perf_counter() - started
-    enough = lambda: should_stop() or bool(budget.minutes and spent() > ENCODING_SHARE * 60 * budget.minutes)
+    spent, enough = lambda: time.perf_counter() - started, lambda: should_stop() or bool(budget.minutes and spent() > ENCODING_SHARE * 60 * budget.minutes)
     if budget.steps: n_windows = min(n_windows, max(FEWEST_EXCERPTS, budget.steps * cfg.batch_size))
     prior_cfg = prior_cfg or prior_config_for(model, collection)
     labels = [1 + prior_cfg.labels.index(label) if label in prior_cfg.labels else 0 for label in collection.labels]
     if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, prior=asdict(prior_cfg), codes=_digest(model.quantizer.codebooks))
-    part = lambda which, frames: file_sequences(model, excerpt([collection.mels[i] for i in which], frames), [labels[i] for i in which])
+    part = lambda which, frames: file_sequences(model, excerpt([collection.mels[i] for i in which], frames), [labels[i] for i in which], should_stop)
     model.to(device).eval()
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
@@ -1102,11 +1119,12 @@ def train_prior(
         train_set = train_set[:fewest(len(train_set), device)]                   # the clock stops processes at different places
         held_out, learned = part(collection.split.valid, 12_000), part(collection.split.train, 60_000)
         prior = _fresh(prior_cfg, model, start, device)
-        if prior_cfg.gap_share: fit_guess(prior, train_set, seed=cfg.seed)
+        if prior_cfg.gap_share: fit_guess(prior, train_set, seed=cfg.seed, should_stop=should_stop)
         objective = NextCode(prior, held_out, shown)
         batches = own_share(PackedExcerpts(train_set, prior_cfg, cfg.batch_size, cfg.seed), cfg.batch_size, device)
-        aside = _seconds(objective.score, MEASURING_SHARE * 60 * budget.minutes) if budget.minutes else 0.0
+        aside = _seconds(functools.partial(prior_bits, prior, objective.exam, should_stop=should_stop), MEASURING_SHARE * 60 * budget.minutes) if budget.minutes else 0.0
+        if asked_of_any(should_stop): return None, TrainingResult(stopped='asked to'), None
         result = train(objective, batches, cfg, budget.after(spent() + aside), device,
                        part_of_progress(progress_callback, ENCODING_SHARE, 1), should_stop, checkpoints, on_event)
     if progress_callback: progress_callback(1.0, 'stage 2: measuring it on held-out sounds')
-    return prior.count(learned).note_lengths([(collection.mels[i], labels[i]) for i in collection.split.train]), result, measure_bits(prior, learned, held_out)
+    return prior.count(learned).note_lengths([(collection.mels[i], labels[i]) for i in collection.split.train]), result, _measured(prior, learned, held_out, result, should_stop)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EXAMPLE_FRAMES', 'TrainingConfig', 'Budget', 'learning_rate_at', 'part_of_progress', 'TensorBoardLog', 'all_of',
            'Objective', 'TrainingResult', 'pick_device', 'processes', 'AveragedWeights', 'CheckpointError',
-           'Checkpoints', 'newest', 'beside', 'LossWatch', 'BatchShare', 'own_share', 'fewest', 'together', 'train',
-           'pick_example', 'redrawn', 'Reconstruction', 'excerpt', 'epoch_steps', 'train_vqvae', 'show_history',
-           'collection_health', 'show_health', 'Recipe', 'plain_recipe']
+           'Checkpoints', 'newest', 'beside', 'LossWatch', 'BatchShare', 'own_share', 'fewest', 'together',
+           'asked_of_any', 'train', 'pick_example', 'redrawn', 'Reconstruction', 'excerpt', 'epoch_steps',
+           'train_vqvae', 'show_history', 'collection_health', 'show_health', 'Recipe', 'plain_recipe']
 
 # %% ../nbs/05_training.ipynb #44ab7756
 import hashlib
@@ -15,6 +15,7 @@ import json
 import math
 import re
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -119,9 +120,15 @@ class TensorBoardLog:
         if kind in ('validation', 'stop'): self.writer.flush()
 
 def all_of(*listeners):
-    "One `on_event` in place of several; None when all of them are None"
+    "One `on_event` in place of several; None when all of them are None. One that cannot write is left out from then on"
     listeners = [tell for tell in listeners if tell]
-    return (lambda event: [tell(event) for tell in listeners] and None) if listeners else None
+    def told(event):
+        for tell in [*listeners]:
+            try: tell(event)
+            except OSError as e:                               # a full disk is no reason to lose a training
+                listeners.remove(tell)
+                warnings.warn(f'{explain_write_error(e, e.filename) if e.filename else e}; nothing more is written there, and the training goes on')
+    return told if listeners else None
 
 # %% ../nbs/05_training.ipynb #8d9baf48
 class Objective(nn.Module):
@@ -266,8 +273,7 @@ class Checkpoints:
     ):
         if keep < 1: raise ValueError(f'keep={keep}: expected at least 1, or there is nothing to go on from')
         if every_seconds < 0: raise ValueError(f'every_seconds={every_seconds}: expected 0 or more')
-        self.folder, self.every_seconds, self.keep, self.resume = Path(folder), every_seconds, keep, resume
-        self.about = about or {}
+        self.folder, self.every_seconds, self.keep, self.resume, self.about = Path(folder), every_seconds, keep, resume, about or {}
 
     def of(self, **about):
         "The same folder, for a run of which more is known"
@@ -287,9 +293,8 @@ class Checkpoints:
             with suppress(OSError):
                 for folder in new: folder.rmdir()                                # no empty folders for nothing
             raise
-        for old in self.files()[:-self.keep]:
-            if old != name(best_step): _remove(old)
-        for part in self.folder.glob('.distill-*.part'): _remove(part)       # of a process that was killed as it wrote
+        killed = self.folder.glob('.distill-*.part')                             # as it wrote
+        for old in {*self.files()[:-self.keep], *killed} - {name(best_step)}: _remove(old)
         return path
 
     def clear(self):
@@ -393,6 +398,11 @@ def together(
         x.copy_(total)
     return x
 
+def asked_of_any(should_stop) -> bool:
+    "Whether any of the processes that train together was asked to stop"
+    return bool(together(torch.tensor([float(should_stop())])).item())
+
+# %% ../nbs/05_training.ipynb #87601f05
 def _vectors_of_all(vectors, n):  # vectors of this process (1, v, d) -> (1, n, d)
     "Random vectors out of those of all processes, the same for all"
     shares = [torch.empty_like(vectors[0]) for _ in range(distributed.get_world_size())]
@@ -401,7 +411,6 @@ def _vectors_of_all(vectors, n):  # vectors of this process (1, v, d) -> (1, n, 
     distributed.broadcast(drawn, 0)
     return drawn
 
-# %% ../nbs/05_training.ipynb #87601f05
 def _norm_of_all(norm: nn.BatchNorm2d, x):  # (b, d, h, w)
     "Batch normalisation with the mean and the variance over all processes"
     if not norm.training: return nn.BatchNorm2d.forward(norm, x)
@@ -800,12 +809,17 @@ def show_history(result: TrainingResult, ax=None, label=None):  # the axes
 
 # %% ../nbs/05_training.ipynb #98a4221d
 @torch.no_grad()
-def collection_health(model: ConvVQVAE, mels: list) -> list:  # one `LevelHealth` per level
-    "How well the codebooks are used on these spectrograms [(m, f), …]"
-    cfg, device = model.cfg, model.device
-    pieces = [piece for mel in mels for piece in mel.split(6000, -1)]         # a minute, for long files
-    codes = [model.quantize(model.encode(piece.to(device)[None, None])).indices for piece in pieces]
-    return level_health(sum(count_codes(c, cfg.codebook_size) for c in codes))
+def collection_health(
+    model: ConvVQVAE,
+    mels: list,                  # natural-log mels (m, f)
+    should_stop=lambda: False,   # asked after each; True leaves out the others
+) -> list:                       # one `LevelHealth` per level
+    "How well the codebooks are used on these spectrograms"
+    cfg, device, counts = model.cfg, model.device, 0
+    for piece in (piece for mel in mels for piece in mel.split(6000, -1)):    # a minute, for long files
+        counts = counts + count_codes(model.quantize(model.encode(piece.to(device)[None, None])).indices, cfg.codebook_size)
+        if should_stop(): break
+    return level_health(counts)
 
 # %% ../nbs/05_training.ipynb #92bc697c
 def show_health(health: list, ax=None):  # the axes

@@ -110,6 +110,34 @@ def test_events_are_lines_of_json(straight):
     assert 'Verdict: ready' in straight['stderr'] and 'a.distill.checkpoints' in straight['stderr']    # where they are
 
 
+def test_files_that_are_not_used_are_named_once(sounds, tmp_path):
+    "By the command line before it begins, by the views of Python; `train` tells programs, too"
+    import shutil
+    import distill.fitting as fitting
+    from distill.api import training_view
+    folder, events = shutil.copytree(sounds, tmp_path/'sounds'), tmp_path/'events'
+    (folder/'broken.wav').write_bytes(b'nothing')
+    done = run('train', folder, '-o', tmp_path/'a', '--epochs', 1, '--no-library', '--events', events)
+    assert done.exit_code==0 and done.stdout.count('not used: broken.wav') == 2 and 'not used' not in done.stderr    # before, and in the report
+    told = [json.loads(line) for line in events.read_text(encoding='utf-8').splitlines()]
+    assert [e['event'] for e in told].count('doctor') == 1 and told[0]['diagnosis']['skipped'] == 1
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr('sys.stderr', type('Lines', (), dict(write=lambda self, text: said.append(text), flush=lambda self: None, isatty=lambda self: False))())
+        with training_view(True, None) as (tell, show): fitting.fit_model(folder, epochs=1, device='cpu', progress_callback=tell, on_event=show)
+    assert ''.join(said).count('1 of 7 files is not used: broken.wav (') == 1
+
+
+def test_a_time_box_tells_how_many_steps_it_has_room_for(sounds, straight):
+    import distill.fitting as fitting
+    told = []
+    loaded = fitting.fit_codes(sounds, minutes=0.15, device='cpu', from_scratch=True, on_event=told.append, training=dict(patience=1.0, validations=2))
+    pace, = (e for e in told if e['event']=='pace')
+    assert pace['stage']=='stage 1' and pace['enough']==fitting.diagnose(fitting.load_collection(sounds)).tier.steps
+    assert 0.3 < pace['steps']/loaded.metadata['steps'][0] < 3, (pace, loaded.metadata['steps'])
+    assert 'pace' not in straight['events']                           # epochs have no time box
+
+
 def test_no_checkpoints_are_left(straight): assert sorted(p.name for p in straight['out'].parent.iterdir())==['a.distill', 'events']
 
 
@@ -174,6 +202,21 @@ def test_no_room_for_checkpoints(sounds, straight, tmp_path, monkeypatch):
     answer = json.loads(done.stdout)
     assert done.exit_code==0 and weights(tmp_path/'a.distill')==straight['weights']
     assert any('no checkpoint' in note and 'space' in note.lower() for note in answer['notes'])
+
+
+class FullFile:
+    "Takes nothing, and cannot even be closed"
+    write = flush = close = full
+
+
+def test_no_room_for_events(sounds, straight, tmp_path, monkeypatch):
+    "That is said once; the fit goes on, and others are told what happens"
+    monkeypatch.setattr(cli, 'open', lambda *args, **kw: FullFile(), raising=False)
+    with pytest.warns(UserWarning, match='cannot write .*events.*the disk is full.*goes on') as said:
+        done = run('fit', sounds, '-o', tmp_path/'a', *FIT, '--json', '--events', tmp_path/'events')
+    assert done.exit_code==0 and weights(tmp_path/'a.distill')==straight['weights'] and len([w for w in said if 'events' in str(w.message)])==1
+    kinds = [json.loads(line)['event'] for line in done.stderr.splitlines() if line.startswith('{')]
+    assert kinds[0]=='doctor' and kinds[-1]=='scores'
 
 
 @pytest.mark.parametrize('everywhere', [False, True])
@@ -326,3 +369,82 @@ if __name__ == '__main__':
         be_small(fitting, setattr)
         cli.app(sys.argv[2:], prog_name='distill')
     else: worker(*sys.argv[1:])
+
+
+# --- told to stop between and after the loops
+class Asked:
+    "Whether somebody asked to stop, from the moment on at which a function was called for the `n`th time; and how often it was called in all"
+    def __init__(self, monkeypatch, module, name, n=1, counts=lambda *args: True):
+        real, self.calls, self.n = getattr(module, name), 0, n
+        def counted(*args, **kw):
+            self.calls += counts(*args)
+            return real(*args, **kw)
+        monkeypatch.setattr(module, name, counted)
+
+    def __call__(self): return self.calls >= self.n
+
+
+def fit_two(sounds, **kw):
+    import distill.fitting as fitting
+    return fitting.fit_model(sounds, epochs=2, device='cpu', from_scratch=True, **kw)
+
+
+@pytest.mark.parametrize('where, name', [('fitting', 'reconstruction_l1'), ('training', 'count_codes')], ids=['exam', 'health'])
+def test_stop_is_heard_while_stage_1_is_measured(sounds, monkeypatch, where, name):
+    "One more file, not all of them; it has the scores of its last validation, and stage 2 is not begun"
+    import distill.fitting as fitting
+    import distill.training as training
+    from distill.dataset import DatasetConfig
+    asked = Asked(monkeypatch, dict(fitting=fitting, training=training)[where], name)
+    loaded = fit_two(sounds, should_stop=asked, dataset=DatasetConfig(valid_fraction=0.5))
+    scores = loaded.metadata['scores']
+    assert asked.calls == 1 and loaded.prior is None and loaded.metadata['stopped'] == ['asked to']
+    assert scores['log_mel_l1'] == scores['log_mel_l1_nearest'] is not None and all(scores['codes_used']) and 'bits_per_code' not in scores
+
+
+def test_a_stage_1_that_was_not_measured_is_not_finished(sounds, tmp_path, monkeypatch):
+    "Going on measures it"
+    import distill.fitting as fitting
+    from distill.training import Checkpoints
+    fit = lambda **kw: fitting.fit_codes(sounds, epochs=2, device='cpu', from_scratch=True, checkpoints=Checkpoints(tmp_path, 0), **kw)
+    with monkeypatch.context() as patch: stopped = fit(should_stop=Asked(patch, fitting, 'reconstruction_l1'))
+    done = fit()
+    assert not fitting.is_finished(stopped) and fitting.is_finished(done) and stopped.fingerprint == done.fingerprint
+    assert done.metadata['steps'] == stopped.metadata['steps']
+
+
+@pytest.mark.parametrize('name, counts, calls', [('_encode_cuts', lambda *args: True, 1), ('encode_columns', lambda model, mels: len(mels) == 1, 2), ('random_gap', lambda *args: True, 100)],
+                         ids=['excerpts', 'files', 'guess'])
+def test_stop_is_heard_before_stage_2_has_a_step(sounds, straight, tmp_path, monkeypatch, name, counts, calls):
+    "There is no prior then; and going on ends as if nothing had happened"
+    import distill.fitting as fitting
+    import distill.prior as prior
+    from distill.training import Checkpoints
+    steps = []
+    fit = lambda **kw: fitting.fit_model(sounds, epochs=12, device='cpu', checkpoints=Checkpoints(tmp_path, 0), on_event=lambda e: steps.append(e), **kw)
+    with monkeypatch.context() as patch:
+        asked = Asked(patch, prior, name, 1, counts)
+        loaded = fit(should_stop=asked)
+    assert asked.calls == calls and loaded.prior is None and loaded.metadata['stopped'] == ['', 'asked to'] and not fitting.is_finished(loaded)
+    assert loaded.metadata['scores']['log_mel_l1'] is not None and not any(e['event']=='start' and e['stage']=='stage 2' for e in steps)
+    loaded = fit()
+    loaded.save(tmp_path/'a.distill')
+    assert weights(tmp_path/'a.distill') == straight['weights']
+
+
+@pytest.mark.parametrize('n, known', [(1, False), (2, True)])
+def test_stop_is_heard_while_stage_2_is_measured(sounds, monkeypatch, n, known):
+    "What was not measured is left out, also where it is shown"
+    import distill.fitting as fitting
+    import distill.prior as prior
+    asked, real = Asked(monkeypatch, prior, 'prior_bits', 10**9), prior.measure_bits
+    def measure(*args):
+        asked.n = asked.calls + n
+        return real(*args)
+    monkeypatch.setattr(prior, 'measure_bits', measure)
+    loaded = fit_two(sounds, should_stop=asked)
+    scores = loaded.metadata['scores']
+    assert loaded.prior is not None and not fitting.is_finished(loaded) and asked.calls == 2 + asked.n - n
+    assert 0 < scores['bits_per_code'] and 0 < scores['unigram_bits_per_code'] and bool(scores['bits_by_level']) == known
+    assert scores['bits_per_code_by_the_second'] is None and scores['bits_in_a_gap'] == []
+    assert any(line.startswith('Order') for line in cli.score_lines(scores, 16))

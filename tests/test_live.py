@@ -51,6 +51,45 @@ def test_unknown_events_do_no_harm():
     assert len(training.stages) == 1
 
 
+def doctor(*unused, used=1):
+    files = [dict(name=name, used=False, reason='it is silent') for name in unused] + [dict(name='fine.wav', used=True, reason='')] * used
+    return dict(event='doctor', stage='', step=0, seconds=0.0, text='ready: few sounds', diagnosis=dict(files=files))
+
+
+NOT_USED = '4 of 5 files are not used: <b>.wav (it is silent); b.wav (it is silent); c.wav (it is silent) and 1 more'
+
+
+def test_files_that_are_not_used_are_named_in_every_view():
+    "And stay in sight, whatever else there is to say; unless somebody has named them before"
+    said, events = [], [doctor('<b>.wav', 'b.wav', 'c.wav', 'd.wav'), START, *[dict(event='warning', stage='stage 1', step=0, seconds=0.0, text=f'trouble {"abcdefgh"[i]}') for i in range(8)]]
+    heard = Training()
+    Lines(heard, said.append)
+    for event in events: heard.on_event(event)
+    assert [line for line in said if 'not used' in line] == [f'  0%  note: {NOT_USED}']
+    training = after(*events)
+    for width in (30, 80, 200): assert re.sub(r'\s', '', NOT_USED) in re.sub(r'\s', '', terminal_text(training, width))
+    for page in (training_html(training), shown_by(Dashboard(training))):
+        assert NOT_USED.replace('<b>', '&lt;b&gt;') in page and '<b>.wav' not in page
+    told_before = after(*events, names_unused=False)
+    assert 'not used' not in terminal_text(told_before) + training_html(told_before) and 'ready' in terminal_text(told_before)
+    assert after(doctor()).unused == '' and after(doctor('a.wav')).unused == '1 of 2 files is not used: a.wav (it is silent)'
+
+
+def test_how_many_steps_there_will_be_is_said_once_in_every_view():
+    said, words = [], 'one step takes 130 ms: about 900 <b>'
+    training = Training()
+    Lines(training, said.append)
+    for event in (START, TICK, dict(event='pace', stage='stage 1', step=21, seconds=3.0, text=words), TICK, LOOK): training.on_event(event)
+    assert [line for line in said if words in line] == [f'  0%  stage 1: {words}']
+    assert words in terminal_text(training)
+    for page in (training_html(training), shown_by(Dashboard(training))): assert 'about 900 &lt;b&gt;' in page
+
+
+def shown_by(board):
+    board.draw()
+    return board.head.value + board.notes.value
+
+
 def test_the_same_stage_again_is_another_sitting():
     assert [s.name for s in after(START, STOP, START, STOP).stages] == ['stage 1', 'stage 1, sitting 2']
 

@@ -1,5 +1,5 @@
 "The loop under faults: bad batches, exploding losses, full disks, damaged checkpoints, slow scores and impatient people."
-import errno, json, math, random, sys, tempfile, time, types
+import errno, json, math, os, random, sys, tempfile, time, types
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import nn
 from distill import prior, training
 from distill.dataset import DatasetConfig, MelWindows, load_collection
 from distill.synthesis import write_collection
-from distill.training import (Budget, CheckpointError, Checkpoints, LossWatch, Objective, Reconstruction, TensorBoardLog,
+from distill.training import (Budget, CheckpointError, Checkpoints, LossWatch, Objective, Reconstruction, TensorBoardLog, all_of,
                               TrainingConfig, train, train_vqvae)
 from distill.vqvae import ConvVQVAE, VQVAEConfig
 
@@ -375,6 +375,19 @@ def test_tensorboard_gets_numbers_and_words(monkeypatch):
     assert texts == result.notes
     TensorBoardLog('log')(dict(event='validation', stage='stage 1', step=3, health=[dict(perplexity=9.0)]))
     assert scalars['stage 1/validation/level 0/perplexity'] == [(3, 9.0)]
+
+
+def test_who_cannot_write_is_left_out():
+    "The others hear everything, and what is wrong with what is told ends the training as before"
+    heard, calls = [], []
+    def full(event):
+        calls.append(event)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'events.jsonl')
+    tell = all_of(None, full, heard.append)
+    with pytest.warns(UserWarning, match='events.jsonl: the disk is full'): tell(1)
+    tell(2)
+    assert heard == [1, 2] and calls == [1] and all_of(None, None) is None
+    with pytest.raises(ZeroDivisionError): all_of(lambda event: 1 / 0)(1)
 
 
 # --- asked to stop
