@@ -11,30 +11,30 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
            'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
-           'High', 'EditSeed', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount',
-           'Blend', 'Card', 'PAGE', 'Page', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'Estimates', 'Scale',
-           'BenchMinutes', 'BenchSeed', 'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK',
-           'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted',
-           'Refused', 'telling', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named',
-           'attempt', 'Commands', 'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out',
-           'model_target', 'sound_target', 'file_form', 'export_config', 'progress', 'part', 'columns', 'clock',
-           'file_table', 'say_diagnosis', 'doctor', 'list_model', 'augmentation', 'find_checkpoints',
-           'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop',
-           'report_lines', 'file_lines', 'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines',
-           'fit_report', 'say_before', 'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior',
-           'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
-           'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips',
-           'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option',
-           'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode',
-           'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions', 'reconstruction_targets',
-           'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by',
-           'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning', 'info_rows', 'info', 'bench',
-           'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model', 'remove_model',
-           'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo',
-           'main']
+           'High', 'EditSeed', 'PLACE', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid',
+           'Amount', 'Blend', 'At', 'Parts', 'Card', 'PAGE', 'Page', 'BenchModel', 'Recipes', 'Peers', 'Sounds',
+           'Estimates', 'Scale', 'BenchMinutes', 'BenchSeed', 'models', 'ModelName', 'NewName', 'OtherName',
+           'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut',
+           'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
+           'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'check_target',
+           'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form', 'export_config', 'spread',
+           'progress', 'part', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model',
+           'augmentation', 'find_checkpoints', 'finished_already', 'events', 'watch', 'save_or_rescue', 'takes_place',
+           'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines', 'is_number', 'decibels', 'quoted',
+           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'check_budget',
+           'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage', 'find_preset',
+           'changed', 'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip',
+           'file_facts', 'say_clips', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar',
+           'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset',
+           'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions',
+           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
+           'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'paste', 'join', 'where_words',
+           'diff', 'evaluate', 'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models',
+           'add_files', 'add_model', 'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command',
+           'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
-import errno, html, json, math, os, re, signal, sys, tempfile, time
+import errno, html, inspect, json, math, os, re, signal, sys, tempfile, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial, wraps
@@ -368,6 +368,24 @@ def export_config(form:dict): # an `ExportConfig`
     "What a file should be like"
     from distill.export import ExportConfig
     return ExportConfig.from_dict(form)
+
+# %% ../nbs/15_cli.ipynb #592c02d1
+def spread(
+    **groups, # name of a parameter of the command: the options in its place, a dict of annotations
+) -> Callable: # a decorator
+    "Options that a command takes in groups: those that were given come as one dict for each"
+    def decorate(f):
+        @wraps(f)
+        def run(**settings):
+            for name, options in groups.items():
+                settings[name] = {k: v for k in options if (v := settings.pop(k, None)) is not None}
+            return f(**settings)
+        option = lambda name, annotation: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        places = [[option(*o) for o in groups[p.name].items()] if p.name in groups else [p.replace(kind=p.KEYWORD_ONLY)]
+                  for p in inspect.signature(f).parameters.values()]
+        run.__signature__ = inspect.Signature(sum(places, []))
+        return run
+    return decorate
 
 # %% ../nbs/15_cli.ipynb #b265e1c7
 @contextmanager
@@ -1172,9 +1190,11 @@ Low = option(Optional[float], 'Only from this pitch on, in Hz.', '--low', metava
 High = option(Optional[float], 'Only up to this pitch, in Hz.', '--high', metavar='HZ', min=0)
 EditSeed = option(int, 'The same seed gives the same result.', '--seed', min=0, max=TOP_SEED)
 
-def named_cells(grid, start=None, end=None, low=None, high=None, levels=None):
+PLACE = dict(from_s=From, to_s=To, low_hz=Low, high_hz=High, levels=Levels)
+
+def named_cells(grid, from_s=None, to_s=None, low_hz=None, high_hz=None, levels=None):
     "The cells that the options name; all, where none is given"
-    time, pitch = ((a, b) if (a, b) != (None, None) else None for a, b in ((start, end), (low, high)))
+    time, pitch = ((a, b) if (a, b) != (None, None) else None for a, b in ((from_s, to_s), (low_hz, high_hz)))
     return grid.select(seconds=time, hz=pitch, levels=levels)
 
 # %% ../nbs/15_cli.ipynb #93639dd0
@@ -1218,28 +1238,29 @@ def operate(grid, operation, region, by, seed, loaded):
     return getattr(grid, operation)(*(() if by is None else (by,)), region)
 
 @command
-def edit(model:Model, source:GridIn, operation:Operation, out:GridOut, by:By=None, start:From=None, end:To=None, low:Low=None, high:High=None,
-         levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
+@spread(where=PLACE)
+def edit(model:Model, source:GridIn, operation:Operation, out:GridOut, by:By=None, where:dict=None, seed:EditSeed=0, device:Device=None,
+         as_json:AsJson=False):
     "Rearrange the codes of a sound: reverse, shift, repeat, stretch, crop, remove or randomise a part of it."
     from distill.model import load_model
     by, target = check_by(operation, by), grid_target(out, (model, source))
     loaded = load_model(model, device)
     grid = read_grid(loaded, source)
-    made = operate(grid, operation, named_cells(grid, start, end, low, high, levels), by, seed, loaded)
+    made = operate(grid, operation, named_cells(grid, **where), by, seed, loaded)
     return write_grid(loaded, made, target, cells_changed=len(made.diff(grid)))
 
 # %% ../nbs/15_cli.ipynb #c301d0cc
 @command
-def rewrite(model:Model, source:GridIn, out:GridOut, start:From=None, end:To=None, low:Low=None, high:High=None, levels:Levels=None,
-            seed:EditSeed=0, preset:Preset=None, temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, label:Label='',
-            device:Device=None, as_json:AsJson=False):
+@spread(where=PLACE)
+def rewrite(model:Model, source:GridIn, out:GridOut, where:dict=None, seed:EditSeed=0, preset:Preset=None, temperature:Temperature=None,
+            top_k:TopK=None, top_p:TopP=None, label:Label='', device:Device=None, as_json:AsJson=False):
     "Let MODEL draw a part of a sound anew, so that it fits what comes before and after."
     from distill.model import load_model
     from distill.rewrite import rewrite
     cfg = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p)
     target, loaded = grid_target(out, (model, source)), load_model(model, device)
     grid = read_grid(loaded, source)
-    with progress() as tell: made = rewrite(loaded, grid, named_cells(grid, start, end, low, high, levels), cfg, seed, label, tell)
+    with progress() as tell: made = rewrite(loaded, grid, named_cells(grid, **where), cfg, seed, label, tell)
     return write_grid(loaded, made, target, cells_changed=len(made.diff(grid)))
 
 Keep = option(int, 'How many of the coarse levels stay as they are.', '--keep-levels', min=1, max=31)
@@ -1268,14 +1289,60 @@ Amount = option(str, '0 is the one sound, 1 the other; several numbers: one per 
 Blend = option(bool, 'Mix what the codes stand for, rather than choose cell by cell.', '--blend')
 
 @command
-def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amount='0.5', blend:Blend=False, start:From=None, end:To=None,
-          low:Low=None, high:High=None, levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
+@spread(where=PLACE)
+def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amount='0.5', blend:Blend=False, where:dict=None,
+          seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
     "A sound between two, as long as the first."
     from distill.model import load_model
     target, loaded = grid_target(out, (model, source, other)), load_model(model, device, with_prior=False)
     a, b = (read_grid(loaded, path) for path in (source, other))
-    made = a.interpolate(b, amount, named_cells(a, start, end, low, high, levels), seed, loaded if blend else None)
+    made = a.interpolate(b, amount, named_cells(a, **where), seed, loaded if blend else None)
     return write_grid(loaded, made, target, cells_changed=len(made.diff(a)))
+
+# %% ../nbs/15_cli.ipynb #2a69b632
+At = option(Optional[float], 'Where in IN the part begins, in seconds; by default where it is in OTHER.', '--at', metavar='S', min=0)
+
+@command
+@spread(where=PLACE)
+def paste(model:Model, source:GridIn, other:OtherGrid, out:GridOut, at:At=None, where:dict=None, device:Device=None, as_json:AsJson=False):
+    "Put a part of OTHER into a sound, over what is there; what would go beyond its end is left out."
+    from distill.model import load_model
+    target, loaded = grid_target(out, (model, source, other)), load_model(model, device, with_prior=False)
+    a, b = (read_grid(loaded, path) for path in (source, other))
+    region = named_cells(b, **where)
+    made, landing = a.copy_from(b, region, at), a.landing(b, region, at)
+    if not len(landing): raise ValueError(f'this part of {other} lies beyond the end of {source}: say where it goes with --at')
+    return write_grid(loaded, made, target, cells_changed=len(made.diff(a)), cells_left_out=len(region) - len(landing))
+
+Parts = argument(list[Path], 'Sound files, or codes (.npz), in this order.', metavar='IN')
+
+@command
+def join(model:Model, sources:Parts, out:GridOut, device:Device=None, as_json:AsJson=False):
+    "Sounds after one another, each from the column of codes after the one before."
+    from distill.model import load_model
+    if len(sources) < 2: raise typer.BadParameter('it takes two or more to be joined.', param_hint="'IN'")
+    target, loaded = grid_target(out, (model, *sources)), load_model(model, device, with_prior=False)
+    first, *others = (read_grid(loaded, path) for path in sources)
+    return write_grid(loaded, first.concatenate(*others), target, sounds=len(sources))
+
+# %% ../nbs/15_cli.ipynb #cc461df3
+def where_words(spans:list, unit:str, digits:int) -> str: # such as "0.34 to 0.51 s, 1.02 to 1.20 s"
+    "The first three of some spans"
+    return ', '.join([f'{a:.{digits}f} to {b:.{digits}f} {unit}' for a, b in spans[:3]] + ['…']*(len(spans) > 3))
+
+@command
+def diff(model:Model, source:GridIn, other:OtherGrid, device:Device=None, as_json:AsJson=False):
+    "In how many codes two sounds differ: at which levels, when, and how high."
+    from distill.codes import cells_by_level
+    from distill.model import load_model
+    loaded = load_model(model, device, with_prior=False)
+    a, b = (read_grid(loaded, path) for path in (source, other))
+    region = a.diff(b)
+    levels, of = cells_by_level(a, region), region.mask.numel()
+    print(f'{len(region)} of {of} cells differ ({len(region)/of:.0%})')
+    print(columns([(f"level {o['level']}", f"{o['cells']} of {o['of']}", where_words(o['seconds'], 's', 2), where_words(o['hz'], 'Hz', 0)) for o in levels]))
+    if a.columns != b.columns: print(f'they are {a.seconds:.2f} and {b.seconds:.2f} s long: all that the first has more differs, what the second has more is not counted')
+    return dict(cells=len(region), of=of, levels=levels, seconds=[a.seconds, b.seconds], differing=region.mask.nonzero().tolist())
 
 # %% ../nbs/15_cli.ipynb #f3f890d4
 Card = option(Optional[Path], 'Write a model card, in Markdown, to this file.', '--card', metavar='FILE')

@@ -15,7 +15,7 @@ import distill.cli as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUTF8='1', OMP_NUM_THREADS='1')
-COMMANDS = 'demo doctor fit train train-prior pretrain generate encode decode edit rewrite vary morph reconstruct evaluate info bench'.split()
+COMMANDS = 'demo doctor fit train train-prior pretrain generate encode decode edit rewrite vary morph paste join diff reconstruct evaluate info bench'.split()
 PRESETS = 'list', 'save', 'remove'
 SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16), search_steps=1, search_sweeps=0), prior=dict(d_model=32, n_heads=2, n_layers=1))
 

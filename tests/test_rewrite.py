@@ -269,6 +269,32 @@ def test_commands_do_what_the_methods_do(m, tmp_path):
     assert CodeGrid.load(out) == grid.interpolate(other, 0.5, loaded=m.loaded)
 
 
+def test_cut_paste_and_compare(m, tmp_path):
+    "The commands do what the methods do, with codes and with sounds"
+    rng = torch.Generator().manual_seed(2)
+    grid, other = (replace(m.grid, codes=torch.randint(16, (8, w, 4), generator=rng), n_samples=8192*w - 100) for w in (6, 5))
+    a, b, out, drum = grid.save(tmp_path/'a.npz'), other.save(tmp_path/'b.npz'), tmp_path/'c.npz', encode(m.loaded, load_audio(m.drum).wav)
+    part = other.select(seconds=(0.1, 0.4), hz=(None, 800), levels=(0, 2))
+    for at, lost in (None, 0), (0.0, 0), (grid.seconds - 0.1, 2), (0.5, 0):
+        about = report('paste', m.file, a, b, '--from', 0.1, '--to', 0.4, '--high', 800, '--levels', '0,2', *(('--at', at) if at is not None else ()), '-o', out)
+        assert CodeGrid.load(out) == (pasted := grid.copy_from(other, part, at)) != grid, at
+        assert (about['cells_changed'], about['cells_left_out']) == (len(pasted.diff(grid)), len(part)*lost//len(part.columns)), at
+    differs = grid.diff(pasted)
+    told = report('diff', m.file, a, out)
+    assert (told['cells'], told['of'], told['differing']) == (len(differs), grid.codes.numel(), differs.mask.nonzero().tolist())
+    assert [o['cells'] for o in told['levels']] == differs.mask.sum((0, 1)).tolist() and told['levels'][1]['seconds'] == []
+    (seconds,), (hz,) = (told['levels'][0][o] for o in ('seconds', 'hz'))
+    assert grid.select(seconds, hz, (0, 2)) == grid.landing(other, part, 0.5)
+    report('join', m.file, a, m.drum, b, '-o', out)
+    assert CodeGrid.load(out) == grid.concatenate(drum, other)
+    said = run('diff', m.file, a, out).stdout
+    assert f'0 of {grid.codes.numel()} cells differ (0%)' in said and f'and {CodeGrid.load(out).seconds:.2f} s long' in said
+    report('paste', m.file, a, m.drum, '-o', out)
+    assert CodeGrid.load(out) == grid.copy_from(drum)
+    report('join', m.file, m.sound, m.drum, '-o', tmp_path/'two.wav')
+    assert len(load_audio(tmp_path/'two.wav').wav) == encode(m.loaded, load_audio(m.sound).wav).concatenate(drum).n_samples
+
+
 def test_sound_in_sound_out(m, tmp_path):
     about = report('rewrite', m.file, m.sound, '--from', 0.1, '--to', 0.3, '-o', tmp_path/'a.flac')
     assert len(load_audio(tmp_path/'a.flac').wav) == len(load_audio(m.sound).wav) and about['cells_changed'] > 0
@@ -281,10 +307,15 @@ def test_sound_in_sound_out(m, tmp_path):
     ('edit M A repeat --by 1.5 -o b.npz', 2, 'not a whole number'), ('edit M A repeat --by 0 -o b.npz', 1, 'times=0'), ('edit M A crop --from 50 -o b.npz', 1, 'outside the grid'),
     ('edit M A remove -o b.npz', 1, 'nothing would be left'), ('edit M A reverse --levels 9 -o b.npz', 1, 'some of 0 to 3'), ('edit M A reverse --from 2 --to 1 -o b.npz', 1, 'the smaller first'),
     ('rewrite M A --temperature 9 -o b.npz', 2, 'from 0.1 to 2'), ('rewrite M A --label dogs -o b.npz', 1, 'dogs'), ('vary M A --keep-levels 4 -o takes', 1, '--keep-levels 4: expected 1 to 3'),
+    ('paste M A A --at 50 -o b.npz', 1, 'to_s=50'), ('paste M A A --at -1 -o b.npz', 2, '--at'), ('paste M A A --from 50 -o b.npz', 1, 'outside the grid'),
+    ('paste M A none.npz -o b.npz', 1, 'there is no file'), ('paste M A A -o A', 1, 'is an input'), ('paste M A X -o b.npz', 1, 'another model'),
+    ('paste M A L --from 0.8 -o b.npz', 1, 'say where it goes with --at'), ('join M A -o b.npz', 2, 'two or more'), ('join M A X -o b.npz', 1, 'another model'),
+    ('join M A A -o A', 1, 'is an input'), ('diff M A X', 1, 'another model'), ('diff M A none.wav', 1, 'none.wav'),
     ('morph M A A --amount 2 -o b.npz', 2, 'from 0 to 1'), ('morph M A A --amount 0,1 -o b.npz', 1, 'each of 4 levels'), ('rewrite M A -o A', 1, 'is an input'),
     ('rewrite M none.npz -o b.npz', 1, 'there is no file'), ('rewrite M A -o gone/b.npz', 1, 'there is no folder'), ('rewrite M A -o b.xyz', 2, 'b.xyz')])
 def test_commands_refuse(m, tmp_path, line, code, words):
-    names = {'M': m.file, 'A': m.grid.save(tmp_path/'a.npz')}
+    short, other = m.grid.crop(m.grid.select(seconds=(0, 0.3))), replace(m.grid, model_fingerprint='x')
+    names = {'M': m.file, 'A': (short if 'L' in line.split() else m.grid).save(tmp_path/'a.npz'), 'L': m.grid.save(tmp_path/'long.npz'), 'X': other.save(tmp_path/'x.npz')}
     words_ = [str(names.get(o, tmp_path/o if '.' in o and not o[0].isdigit() or o == 'takes' else o)) for o in line.split()]
     done = run(*words_, '--json')
     assert done.exit_code == code, done.output
