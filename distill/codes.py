@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'CodesError', 'CodeGrid', 'show_codes', 'encode', 'check_codes', 'decode', 'reconstruct',
-           'Region', 'column_edges', 'band_edges', 'cells_by_level', 'count_grids', 'seen_codes', 'save_codes',
-           'load_codes']
+           'as_clip', 'Region', 'column_edges', 'band_edges', 'cells_by_level', 'count_grids', 'seen_codes',
+           'save_codes', 'load_codes']
 
 # %% ../nbs/10_codes.ipynb #24863d76
 import io
@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
+from . import __version__
 from .audio import explain_write_error, write_atomically
 from .model import LoadedVQModel
-from .pipeline import decode_codes, encode_waveform, limit_peak
+from .pipeline import Clip, decode_codes, encode_waveform, limit_peak
 from .spectrogram import hz_to_mel
 from .vqvae import STRIDE
 
@@ -170,6 +171,16 @@ def reconstruct(
 ):  # mono waveform (t,)
     "What is left of a sound after it went through the codes, exactly as long"
     return decode(loaded, encode(loaded, wav))
+
+def as_clip(
+    loaded: LoadedVQModel,
+    wav,                     # mono (t,) or stereo (2, t), that its codes stand for
+    made_by: str,            # what was done; "prior" alone can be generated again, and never is this
+    **settings,              # what else there is to say about it, ready for JSON
+) -> Clip:
+    "A sound that codes stand for, with what its file says about how it was made"
+    about = dict(model=loaded.metadata.get('name', ''), model_fingerprint=loaded.fingerprint, distill_version=__version__)
+    return Clip(wav, loaded.spectrogram_config.sample_rate, dict(made_by=made_by, **settings, **about))
 
 # %% ../nbs/10_codes.ipynb #cab38383
 @dataclass(frozen=True, eq=False, repr=False)
