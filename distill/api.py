@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
-from . import __version__
 from .audio import load_audio
-from .codes import CodeGrid, Region, decode, encode
+from .codes import CodeGrid, Region, as_clip, decode, encode
 from .dataset import DatasetConfig, Diagnosis
 from .evaluate import EvaluationReport, evaluate_model
 from .library import find_model, register_model
@@ -284,7 +283,7 @@ class _Coding:
     ) -> Clip:
         "The sound that a grid of codes stands for; raises `CodesError` for another model's"
         grid = grid if isinstance(grid, CodeGrid) else CodeGrid.load(grid)
-        return self._clip(decode(self.loaded, grid, levels), made_by='codes')
+        return as_clip(self.loaded, decode(self.loaded, grid, levels), 'codes')
 
     def reconstruct(
         self,
@@ -294,11 +293,7 @@ class _Coding:
         "What is left of a sound after it went through the codes, exactly as long"
         both = _two_channels(sound, self.loaded.spectrogram_config.sample_rate) if stereo else None
         wav = decode(self.loaded, self.encode(sound)) if both is None else reconstruct_stereo(self.loaded, both)
-        return self._clip(wav, made_by='reconstruction', source=_name(sound))
-
-    def _clip(self, wav, **settings):
-        about = dict(model=self.loaded.metadata.get('name', ''), model_fingerprint=self.loaded.fingerprint)
-        return Clip(wav, self.loaded.spectrogram_config.sample_rate, dict(settings, **about, distill_version=__version__))
+        return as_clip(self.loaded, wav, 'reconstruction', source=_name(sound))
 
     def evaluate(
         self,

@@ -5,37 +5,38 @@
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 'ModelOut', 'SoundOut', 'Device', 'Minutes',
            'Epochs', 'Seed', 'Listed', 'MORE', 'Scratch', 'BitDepth', 'SampleRate', 'Ending', 'Lufs', 'Width', 'Dither',
-           'Title', 'Artist', 'Album', 'Genre', 'Comment', 'AsJson', 'LevelCount', 'CodeCount', 'PriorWidth', 'Layers',
-           'BatchSize', 'LearningRate', 'HeldOut', 'Varispeed', 'Mix', 'Eq', 'Quick', 'Resume', 'Events', 'TensorBoard',
-           'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'PriorMinutes', 'BaseStart', 'BaseSeed',
-           'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt', 'PromptSeconds', 'Count',
-           'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP', 'TypicalP', 'Argmax',
-           'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut', 'Codes', 'Levels',
-           'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low', 'High', 'EditSeed',
-           'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid', 'Amount', 'Blend', 'Card', 'Page',
-           'Compared', 'BenchModel', 'Recipes', 'Peers', 'Sounds', 'Estimates', 'Scale', 'BenchMinutes', 'BenchSeed',
-           'models', 'ModelName', 'NewName', 'OtherName', 'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel',
-           'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut', 'DemoMinutes', 'Interrupted', 'Refused', 'telling',
-           'explain', 'plain', 'on_signals', 'interrupt', 'Stopper', 'is_main', 'run_named', 'attempt', 'Commands',
-           'command', 'option', 'argument', 'check_target', 'check_target_folder', 'wrong_out', 'model_target',
-           'sound_target', 'file_form', 'export_config', 'progress', 'part', 'presentation', 'fit_settings',
-           'diagnosis_words', 'columns', 'clock', 'file_table', 'say_diagnosis', 'doctor', 'list_model',
-           'find_checkpoints', 'finished_already', 'write_event', 'events', 'watch', 'save_or_rescue', 'takes_place',
-           'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines', 'is_number', 'decibels', 'quoted',
-           'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before', 'estimate_for', 'later_settings',
-           'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines', 'pretrain', 'as_usage',
-           'find_preset', 'changed', 'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt',
-           'save_clip', 'file_facts', 'say_clips', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes',
-           'read_sidecar', 'remake_clip', 'level_option', 'make_new', 'generate', 'preset_line', 'list_presets',
-           'save_preset', 'remove_preset', 'encode', 'write_sound', 'decode', 'reconstruct_file', 'say_reconstructions',
-           'reconstruction_targets', 'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid',
-           'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary', 'morph', 'evaluate', 'beginning',
-           'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files', 'add_model',
-           'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder',
-           'demo_picture', 'demo_text', 'demo', 'main']
+           'Title', 'Artist', 'Album', 'Genre', 'Comment', 'AsJson', 'FILE_FORM', 'LevelCount', 'CodeCount',
+           'PriorWidth', 'Layers', 'BatchSize', 'LearningRate', 'HeldOut', 'Varispeed', 'Mix', 'Eq', 'Quick', 'Resume',
+           'Events', 'TensorBoard', 'SaveEvery', 'OtherModel', 'BaseOut', 'LongMinutes', 'Steps', 'PriorMinutes',
+           'BaseStart', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
+           'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
+           'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
+           'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
+           'High', 'EditSeed', 'PLACE', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid',
+           'Amount', 'Blend', 'At', 'Parts', 'Card', 'Page', 'Compared', 'BenchModel', 'Recipes', 'Peers', 'Sounds',
+           'Estimates', 'Scale', 'BenchMinutes', 'BenchSeed', 'models', 'ModelName', 'NewName', 'OtherName',
+           'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut',
+           'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
+           'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'flag', 'check_target',
+           'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form', 'export_config', 'spread',
+           'progress', 'part', 'presentation', 'fit_settings', 'diagnosis_words', 'columns', 'clock', 'file_table',
+           'say_diagnosis', 'doctor', 'list_model', 'find_checkpoints', 'finished_already', 'write_event', 'events',
+           'watch', 'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines',
+           'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
+           'estimate_for', 'later_settings', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target',
+           'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings',
+           'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips', 'fact_words',
+           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
+           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'at_rate', 'decode',
+           'reconstruct_file', 'say_reconstructions', 'reconstruction_targets', 'find_reconstructable', 'reconstruct',
+           'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary',
+           'morph', 'paste', 'join', 'where_words', 'diff', 'evaluate', 'beginning', 'info_rows', 'info', 'bench',
+           'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model', 'remove_model',
+           'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo',
+           'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
-import errno, html, json, math, os, re, signal, sys, tempfile, time
+import errno, html, inspect, json, math, os, re, signal, sys, tempfile, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial, wraps
@@ -287,6 +288,10 @@ def argument(kind, help:str, **more):
     "An argument, the same way"
     return Annotated[kind, typer.Argument(help=help, **more)]
 
+def flag(name:str) -> str:
+    "What a setting is called on the command line"
+    return '--' + dict(width='stereo').get(name, name).replace('_', '-')
+
 Folder = argument(Path, 'A folder of sounds, searched with its sub-folders.', metavar='FOLDER')
 Model = argument(Path, 'A model file, with or without .distill, or the name of a model in the library.', metavar='MODEL')
 ModelOut = option(Path, 'The model file to write; .distill is added when it has no ending.',
@@ -308,7 +313,7 @@ Width = option(Optional[float], 'Two channels with decorrelated sides, 0 to 1; i
                metavar='WIDTH', callback=_finite)
 Dither = option(Optional[bool], 'Dither, for 16 bits; off when not given.', '--dither/--no-dither', show_default=False)
 Title, Artist, Album, Genre, Comment = (option(Optional[str], f'Tag of the file{more}.', metavar='TEXT')
-                                        for more in ('', '', '', '', '; by default the model and the seed'))
+                                        for more in ('', '', '', '', '; by default the model, and the seed where there is one'))
 AsJson = option(bool, 'Print one JSON object, and everything else on standard error.', '--json')
 
 # %% ../nbs/15_cli.ipynb #c759a6a0
@@ -384,6 +389,27 @@ def export_config(form:dict): # an `ExportConfig`
     "What a file should be like"
     from distill.export import ExportConfig
     return ExportConfig.from_dict(form)
+
+# %% ../nbs/15_cli.ipynb #592c02d1
+def spread(
+    **groups, # name of a parameter of the command: the options in its place, a dict of annotations
+) -> Callable: # a decorator
+    "Options that a command takes in groups: those that were given come as one dict for each"
+    def decorate(f):
+        @wraps(f)
+        def run(**settings):
+            for name, options in groups.items():
+                settings[name] = {k: v for k in options if (v := settings.pop(k, None)) is not None}
+            return f(**settings)
+        option = lambda name, annotation: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        places = [[option(*o) for o in groups[p.name].items()] if p.name in groups else [p.replace(kind=p.KEYWORD_ONLY)]
+                  for p in inspect.signature(f).parameters.values()]
+        run.__signature__ = inspect.Signature(sum(places, []))
+        return run
+    return decorate
+
+FILE_FORM = dict(sample_rate=SampleRate, bit_depth=BitDepth, lufs=Lufs, width=Width, dither=Dither,
+                 title=Title, artist=Artist, album=Album, genre=Genre, comment=Comment) # fields of `ExportConfig`
 
 # %% ../nbs/15_cli.ipynb #b265e1c7
 @contextmanager
@@ -935,8 +961,8 @@ def read_prompt(
 
 def save_clip(clip, target, form) -> dict: # for programs
     "Write a clip and its sidecar; what there is to tell about the file"
-    done = clip.export(target, export_config(form))
-    return dict(file=str(target), seed=clip.settings['sampling']['seed'], seconds=clip.seconds, **file_facts(done))
+    done, seed = clip.export(target, export_config(form)), clip.settings.get('sampling', {}).get('seed')
+    return dict(file=str(target), **({} if seed is None else dict(seed=seed)), seconds=clip.seconds, **file_facts(done))
 
 def file_facts(done) -> dict: # for programs
     "What there is to tell about an `Exported`"
@@ -972,7 +998,7 @@ def make_clips(loaded, cfg, targets, form, prompt):
 # %% ../nbs/15_cli.ipynb #0eeb6125
 def refuse_changes(**given):
     "With --from-sidecar, the settings are those of the file"
-    flags = ', '.join(f'--{name.replace("_", "-")}' for name, value in given.items() if value is not None)
+    flags = ', '.join(flag(name) for name, value in given.items() if value is not None)
     if not flags: return
     raise typer.BadParameter(f'{flags}: the settings are those of the file.', param_hint="'--from-sidecar'")
 
@@ -1148,55 +1174,47 @@ def encode(model:Model, sound:SoundIn, out:CodesOut, device:Device=None, as_json
     return dict(file=str(target), **shape, seconds=grid.seconds, notes=loud.notes)
 
 # %% ../nbs/15_cli.ipynb #8139fb25
-def write_sound(
-    wav,                     # mono (t,) or stereo (2, t) at 48 kHz
-    path:Path,               # .wav, .flac, .aiff, .ogg, .mp3
-    sample_rate:int=None,    # of the file; 48 000 when not given
-    bit_depth:int=None,      # 16, 24, 32; 16 when not given
-    n_samples:int=None,      # exact length in the file, at most a sample or two from what resampling gives
-    **form,                  # other fields of `ExportConfig`
-): # an `Exported`
-    "Write a waveform, resampled when asked"
+def at_rate(
+    wav,                 # mono (t,) or stereo (2, t) at 48 kHz
+    rate:int,            # samples per second
+    n_samples:int=None,  # exact length, at most a sample or two from what resampling gives
+): # the waveform at that rate
+    "Resample a sound, to the length that it had before it came to 48 kHz"
     import soxr, torch
     from torch.nn import functional as F
     from distill.audio import SAMPLE_RATE
-    from distill.export import export_sound
-    rate = sample_rate or SAMPLE_RATE
     if rate != SAMPLE_RATE: wav = torch.from_numpy(soxr.resample(wav.numpy().T, SAMPLE_RATE, rate).T.copy())
-    if n_samples is not None: wav = F.pad(wav, (0, n_samples - wav.shape[-1])) # also cuts
-    return export_sound(path, wav, rate, export_config(dict(form, bit_depth=bit_depth or 16)))
+    return wav if n_samples is None else F.pad(wav, (0, n_samples - wav.shape[-1])) # also cuts
 
 # %% ../nbs/15_cli.ipynb #bddbe6b4
 Codes = argument(Path, 'A codes file (.npz).', metavar='CODES.npz')
 Levels = option(Optional[str], 'Only these levels; 0 is the coarsest.', '--levels', metavar='N[,N…]', callback=_levels(_number(int, 0, 31)))
 
 @command
-def decode(model:Model, codes:Codes, out:SoundOut, levels:Levels=None, sample_rate:SampleRate=None, bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None,
-           dither:Dither=None, title:Title=None, artist:Artist=None, album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None,
-           as_json:AsJson=False):
+@spread(form=FILE_FORM)
+def decode(model:Model, codes:Codes, out:SoundOut, levels:Levels=None, form:dict=None, device:Device=None, as_json:AsJson=False):
     "Write the sound that a codes file stands for."
-    from distill.codes import CodeGrid, decode
+    from distill.codes import CodeGrid, as_clip, decode
     from distill.model import load_model
-    form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
-                     artist=artist, album=album, genre=genre, comment=comment)
-    target = sound_target(out, inputs=(model, codes), **form)
-    grid = CodeGrid.load(codes)
-    wav = decode(load_model(model, device, with_prior=False), grid, levels)
-    facts = file_facts(write_sound(wav, target, **form))
-    print(f'{target}: {grid.seconds:.2f} s{fact_words(facts)}')
-    return dict(file=str(target), seconds=grid.seconds, **facts)
+    target, grid = sound_target(out, inputs=(model, codes), **form), CodeGrid.load(codes)
+    loaded = load_model(model, device, with_prior=False)
+    file = save_clip(as_clip(loaded, decode(loaded, grid, levels), 'codes', source=codes.name, levels=levels), target, form)
+    print(f'{target}: {grid.seconds:.2f} s{fact_words(file)}')
+    return file
 
 # %% ../nbs/15_cli.ipynb #45d55da1
-def reconstruct_file(loaded, report, target, sample_rate=None, keep_stereo=False, **form):
+def reconstruct_file(loaded, report, target, form, keep_stereo=False):
     "Through the codes and back; what there is to tell about it"
-    from distill.codes import reconstruct
+    from dataclasses import replace
+    from distill.codes import as_clip, reconstruct
     from distill.stereo import load_stereo, reconstruct_stereo
-    same = sample_rate in (None, report.sample_rate)
-    rate, n_samples = sample_rate or report.sample_rate, round(report.seconds*report.sample_rate) if same else None
+    rate = form.get('sample_rate', report.sample_rate)
+    n_samples = round(report.seconds*rate) if rate == report.sample_rate else None
     both = load_stereo(report.path) if keep_stereo else None
     wav = reconstruct(loaded, report.load()) if both is None else reconstruct_stereo(loaded, both)
-    done = write_sound(wav, target, rate, n_samples=n_samples, **form)
-    return dict(input=report.name, file=str(target), seconds=report.seconds, sample_rate=rate, notes=report.notes, **file_facts(done))
+    clip = as_clip(loaded, at_rate(wav, rate, n_samples), 'reconstruction', source=report.name)
+    file = save_clip(replace(clip, sample_rate=rate), target, form)
+    return dict(file, input=report.name, seconds=report.seconds, sample_rate=rate, notes=report.notes)
 
 def say_reconstructions(files:list[dict]): # from `reconstruct_file`
     "Print a line for each"
@@ -1233,15 +1251,12 @@ KeepStereo = option(bool, 'Two channels for sounds that have two: each has its o
 OutOrFolder = option(Path, 'A sound file, or a folder when the input is one.', '--out', '-o', metavar='OUT|FOLDER')
 
 @command
-def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending=None, sample_rate:SampleRate=None,
-                bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=None, title:Title=None, artist:Artist=None,
-                album:Album=None, genre:Genre=None, comment:Comment=None, keep_stereo:KeepStereo=False, device:Device=None,
-                as_json:AsJson=False):
+@spread(form=FILE_FORM)
+def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending=None, form:dict=None, keep_stereo:KeepStereo=False,
+                device:Device=None, as_json:AsJson=False):
     "Send sounds through the codes and back: what does the model keep of them? Same length as the input."
     from distill.model import load_model
-    form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
-                     artist=artist, album=album, genre=genre, comment=comment)
-    if keep_stereo and stereo: raise typer.BadParameter('two channels are kept, or made of one: give either.', param_hint="'--stereo'")
+    if keep_stereo and form.get('width'): raise typer.BadParameter('two channels are kept, or made of one: give either.', param_hint="'--stereo'")
     loaded, files = load_model(model, device, with_prior=False), []
     with telling(files, say_reconstructions), progress() as tell:
         source, out, reading = source.expanduser(), out.expanduser(), part(tell, 0, 0.1)
@@ -1249,7 +1264,7 @@ def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Endin
         n = len(used)
         for i, (report, target) in enumerate(zip(used, targets)):
             tell(0.1 + 0.9*i/n, f'Reconstructing {i+1}/{n}: {report.name}')
-            files.append(reconstruct_file(loaded, report, check_target(target, (model, source)), keep_stereo=keep_stereo, **form))
+            files.append(reconstruct_file(loaded, report, check_target(target, (model, source)), form, keep_stereo))
     for r in skipped: print(f'not used: {r.name}: {r.reason}')
     say_reconstructions(files)
     return dict(files=files, skipped=[dict(name=r.name, reason=r.reason) for r in skipped])
@@ -1263,15 +1278,19 @@ Low = option(Optional[float], 'Only from this pitch on, in Hz.', '--low', metava
 High = option(Optional[float], 'Only up to this pitch, in Hz.', '--high', metavar='HZ', min=0)
 EditSeed = option(int, 'The same seed gives the same result.', '--seed', min=0, max=TOP_SEED)
 
-def named_cells(grid, start=None, end=None, low=None, high=None, levels=None):
+PLACE = dict(from_s=From, to_s=To, low_hz=Low, high_hz=High, levels=Levels)
+
+def named_cells(grid, from_s=None, to_s=None, low_hz=None, high_hz=None, levels=None):
     "The cells that the options name; all, where none is given"
-    time, pitch = ((a, b) if (a, b) != (None, None) else None for a, b in ((start, end), (low, high)))
+    time, pitch = ((a, b) if (a, b) != (None, None) else None for a, b in ((from_s, to_s), (low_hz, high_hz)))
     return grid.select(seconds=time, hz=pitch, levels=levels)
 
 # %% ../nbs/15_cli.ipynb #93639dd0
-def grid_target(path:Path, inputs:tuple=()) -> Path: # writable
+def grid_target(path:Path, inputs:tuple, form:dict) -> Path: # writable
     "The file of codes or of sound to write"
-    return check_target(path, inputs) if path.suffix.lower() == '.npz' else sound_target(path, inputs=inputs)
+    if path.suffix.lower() != '.npz': return sound_target(path, inputs=inputs, **form)
+    if form: raise wrong_out(f"{path.name} is to hold codes: leave out {', '.join(flag(name) for name in form)}.")
+    return check_target(path, inputs)
 
 def read_grid(loaded, path:Path): # a `CodeGrid`; raises `CodesError` or `AudioError`
     "The codes in a file, or those of a sound"
@@ -1282,13 +1301,18 @@ def read_grid(loaded, path:Path): # a `CodeGrid`; raises `CodesError` or `AudioE
     codes.check_codes(loaded, grid)
     return grid
 
-def write_grid(loaded, grid, target:Path, **about) -> dict: # for programs
+def write_grid(
+    loaded, grid, target:Path,
+    form:dict,      # fields of `ExportConfig`, for a sound
+    settings:dict,  # how it was made, for the sidecar of a sound
+    **about,        # what else there is to tell
+) -> dict: # for programs
     "Write codes, or the sound that they stand for"
-    from distill.codes import decode
-    if target.suffix.lower() == '.npz': grid.save(target)
-    else: write_sound(decode(loaded, grid), target)
-    print(f'{target}: {grid.seconds:.2f} s' + ''.join(f', {name} {value}' for name, value in about.items()))
-    return dict(file=str(target), seconds=grid.seconds, **about)
+    from distill.codes import as_clip, decode
+    if target.suffix.lower() == '.npz': file, words = dict(file=str(grid.save(target)), seconds=grid.seconds), ''
+    else: words = fact_words(file := save_clip(as_clip(loaded, decode(loaded, grid), **settings), target, form))
+    print(f'{target}: {grid.seconds:.2f} s' + ''.join(f', {name} {value}' for name, value in about.items()) + words)
+    return dict(file, **about)
 
 # %% ../nbs/15_cli.ipynb #26df7c7a
 OPERATIONS = dict(reverse=False, shift=True, repeat=True, stretch=True, crop=False, remove=False, randomise=False) # name: does it take --by?
@@ -1309,48 +1333,58 @@ def operate(grid, operation, region, by, seed, loaded):
     return getattr(grid, operation)(*(() if by is None else (by,)), region)
 
 @command
-def edit(model:Model, source:GridIn, operation:Operation, out:GridOut, by:By=None, start:From=None, end:To=None, low:Low=None, high:High=None,
-         levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
+@spread(where=PLACE, form=FILE_FORM)
+def edit(model:Model, source:GridIn, operation:Operation, out:GridOut, by:By=None, where:dict=None, seed:EditSeed=0, form:dict=None,
+         device:Device=None, as_json:AsJson=False):
     "Rearrange the codes of a sound: reverse, shift, repeat, stretch, crop, remove or randomise a part of it."
     from distill.model import load_model
-    by, target = check_by(operation, by), grid_target(out, (model, source))
+    by, target = check_by(operation, by), grid_target(out, (model, source), form)
     loaded = load_model(model, device)
     grid = read_grid(loaded, source)
-    made = operate(grid, operation, named_cells(grid, start, end, low, high, levels), by, seed, loaded)
-    return write_grid(loaded, made, target, cells_changed=len(made.diff(grid)))
+    made = operate(grid, operation, named_cells(grid, **where), by, seed, loaded)
+    about = dict(made_by='edit', source=source.name, operation=operation, by=by, region=where,
+                 **(dict(sampling=dict(seed=seed)) if operation == 'randomise' else {}))
+    return write_grid(loaded, made, target, form, about, cells_changed=len(made.diff(grid)))
 
 # %% ../nbs/15_cli.ipynb #c301d0cc
 @command
-def rewrite(model:Model, source:GridIn, out:GridOut, start:From=None, end:To=None, low:Low=None, high:High=None, levels:Levels=None,
-            seed:EditSeed=0, preset:Preset=None, temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, label:Label='',
-            device:Device=None, as_json:AsJson=False):
+@spread(where=PLACE, form=FILE_FORM)
+def rewrite(model:Model, source:GridIn, out:GridOut, where:dict=None, seed:EditSeed=0, preset:Preset=None, temperature:Temperature=None,
+            top_k:TopK=None, top_p:TopP=None, label:Label='', form:dict=None, device:Device=None, as_json:AsJson=False):
     "Let MODEL draw a part of a sound anew, so that it fits what comes before and after."
     from distill.model import load_model
     from distill.rewrite import rewrite
-    cfg = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p)
-    target, loaded = grid_target(out, (model, source)), load_model(model, device)
+    cfg = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    target, loaded = grid_target(out, (model, source), form), load_model(model, device)
     grid = read_grid(loaded, source)
-    with progress() as tell: made = rewrite(loaded, grid, named_cells(grid, start, end, low, high, levels), cfg, seed, label, tell)
-    return write_grid(loaded, made, target, cells_changed=len(made.diff(grid)))
+    with progress() as tell: made = rewrite(loaded, grid, named_cells(grid, **where), cfg, seed, label, tell)
+    about = dict(made_by='rewrite', source=source.name, region=where, label=label, sampling=cfg.to_dict())
+    return write_grid(loaded, made, target, form, about, cells_changed=len(made.diff(grid)))
 
+# %% ../nbs/15_cli.ipynb #d9e88ac2
 Keep = option(int, 'How many of the coarse levels stay as they are.', '--keep-levels', min=1, max=31)
 Takes = option(int, 'How many.', '--count', min=1, max=10_000)
 TakesOut = option(Path, 'The folder for them.', '--out', '-o', metavar='DIR')
 
 @command
+@spread(form=FILE_FORM)
 def vary(model:Model, source:GridIn, out:TakesOut, count:Takes=4, keep_levels:Keep=1, seed:EditSeed=0, preset:Preset=None,
-         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending=None, device:Device=None, as_json:AsJson=False):
+         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending=None, form:dict=None, device:Device=None,
+         as_json:AsJson=False):
     "Other takes of a sound: its coarse levels stay, MODEL draws the fine ones anew."
     from distill.model import load_model, read_model_info
     from distill.rewrite import variations
     cfg, levels = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p), read_model_info(model)['vqvae_config']['n_quantizers']
     if keep_levels >= levels: raise ValueError(f'--keep-levels {keep_levels}: expected 1 to {levels - 1}, for this model has {levels} levels')
+    folder, seeds = check_target_folder(out), range(seed, seed + count)
+    targets = [sound_target(folder/f'{source.stem}-take{s}.{ending or "wav"}', inputs=(model, source), **form) for s in seeds]
     loaded = load_model(model, device)
-    folder, grid = check_target_folder(out), read_grid(loaded, source)
-    targets = [grid_target(folder/f'{source.stem}-take{seed + i}.{ending or "wav"}', (model, source)) for i in range(count)]
+    grid = read_grid(loaded, source)
     with progress() as tell: takes = variations(loaded, grid, count, keep_levels, cfg, seed, tell)
     with telling([], lambda files: None) as files: # `write_grid` has told of them
-        for take, target in zip(takes, targets): files.append(write_grid(loaded, take, target))
+        for take, target, s in zip(takes, targets, seeds):
+            about = dict(made_by='vary', source=source.name, keep_levels=keep_levels, sampling=changed(cfg, seed=s).to_dict())
+            files.append(write_grid(loaded, take, target, form, about))
     return dict(files=files)
 
 # %% ../nbs/15_cli.ipynb #eaf2dbbe
@@ -1359,14 +1393,65 @@ Amount = option(str, '0 is the one sound, 1 the other; several numbers: one per 
 Blend = option(bool, 'Mix what the codes stand for, rather than choose cell by cell.', '--blend')
 
 @command
-def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amount='0.5', blend:Blend=False, start:From=None, end:To=None,
-          low:Low=None, high:High=None, levels:Levels=None, seed:EditSeed=0, device:Device=None, as_json:AsJson=False):
+@spread(where=PLACE, form=FILE_FORM)
+def morph(model:Model, source:GridIn, other:OtherGrid, out:GridOut, amount:Amount='0.5', blend:Blend=False, where:dict=None,
+          seed:EditSeed=0, form:dict=None, device:Device=None, as_json:AsJson=False):
     "A sound between two, as long as the first."
     from distill.model import load_model
-    target, loaded = grid_target(out, (model, source, other)), load_model(model, device, with_prior=False)
+    target, loaded = grid_target(out, (model, source, other), form), load_model(model, device, with_prior=False)
     a, b = (read_grid(loaded, path) for path in (source, other))
-    made = a.interpolate(b, amount, named_cells(a, start, end, low, high, levels), seed, loaded if blend else None)
-    return write_grid(loaded, made, target, cells_changed=len(made.diff(a)))
+    made = a.interpolate(b, amount, named_cells(a, **where), seed, loaded if blend else None)
+    about = dict(made_by='morph', source=source.name, other=other.name, amount=amount, blend=blend, region=where,
+                 sampling={} if blend else dict(seed=seed))
+    return write_grid(loaded, made, target, form, about, cells_changed=len(made.diff(a)))
+
+# %% ../nbs/15_cli.ipynb #2a69b632
+At = option(Optional[float], 'Where in IN the part begins, in seconds; by default where it is in OTHER.', '--at', metavar='S', min=0)
+
+@command
+@spread(where=PLACE, form=FILE_FORM)
+def paste(model:Model, source:GridIn, other:OtherGrid, out:GridOut, at:At=None, where:dict=None, form:dict=None, device:Device=None,
+          as_json:AsJson=False):
+    "Put a part of OTHER into a sound, over what is there; what would go beyond its end is left out."
+    from distill.model import load_model
+    target, loaded = grid_target(out, (model, source, other), form), load_model(model, device, with_prior=False)
+    a, b = (read_grid(loaded, path) for path in (source, other))
+    region = named_cells(b, **where)
+    made, landing = a.copy_from(b, region, at), a.landing(b, region, at)
+    if not len(landing): raise ValueError(f'this part of {other} lies beyond the end of {source}: say where it goes with --at')
+    about = dict(made_by='paste', source=source.name, other=other.name, region=where, at_s=at)
+    return write_grid(loaded, made, target, form, about, cells_changed=len(made.diff(a)), cells_left_out=len(region) - len(landing))
+
+Parts = argument(list[Path], 'Sound files, or codes (.npz), in this order.', metavar='IN')
+
+@command
+@spread(form=FILE_FORM)
+def join(model:Model, sources:Parts, out:GridOut, form:dict=None, device:Device=None, as_json:AsJson=False):
+    "Sounds after one another, each from the column of codes after the one before."
+    from distill.model import load_model
+    if len(sources) < 2: raise typer.BadParameter('it takes two or more to be joined.', param_hint="'IN'")
+    target, loaded = grid_target(out, (model, *sources), form), load_model(model, device, with_prior=False)
+    first, *others = (read_grid(loaded, path) for path in sources)
+    return write_grid(loaded, first.concatenate(*others), target, form, dict(made_by='join', sources=[o.name for o in sources]), sounds=len(sources))
+
+# %% ../nbs/15_cli.ipynb #cc461df3
+def where_words(spans:list, unit:str, digits:int) -> str: # such as "0.34 to 0.51 s, 1.02 to 1.20 s"
+    "The first three of some spans"
+    return ', '.join([f'{a:.{digits}f} to {b:.{digits}f} {unit}' for a, b in spans[:3]] + ['…']*(len(spans) > 3))
+
+@command
+def diff(model:Model, source:GridIn, other:OtherGrid, device:Device=None, as_json:AsJson=False):
+    "In how many codes two sounds differ: at which levels, when, and how high."
+    from distill.codes import cells_by_level
+    from distill.model import load_model
+    loaded = load_model(model, device, with_prior=False)
+    a, b = (read_grid(loaded, path) for path in (source, other))
+    region = a.diff(b)
+    levels, of = cells_by_level(a, region), region.mask.numel()
+    print(f'{len(region)} of {of} cells differ ({len(region)/of:.0%})')
+    print(columns([(f"level {o['level']}", f"{o['cells']} of {o['of']}", where_words(o['seconds'], 's', 2), where_words(o['hz'], 'Hz', 0)) for o in levels]))
+    if a.columns != b.columns: print(f'they are {a.seconds:.2f} and {b.seconds:.2f} s long: all that the first has more differs, what the second has more is not counted')
+    return dict(cells=len(region), of=of, levels=levels, seconds=[a.seconds, b.seconds], differing=region.mask.nonzero().tolist())
 
 # %% ../nbs/15_cli.ipynb #f3f890d4
 Card = option(Optional[Path], 'Write a model card, in Markdown, to this file.', '--card', metavar='FILE')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'CodesError', 'CodeGrid', 'show_codes', 'encode', 'check_codes', 'decode', 'reconstruct',
-           'Region', 'column_edges', 'band_edges', 'count_grids', 'seen_codes', 'save_codes', 'load_codes']
+           'as_clip', 'Region', 'column_edges', 'band_edges', 'cells_by_level', 'count_grids', 'seen_codes',
+           'save_codes', 'load_codes']
 
 # %% ../nbs/10_codes.ipynb #24863d76
 import io
@@ -14,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
+from . import __version__
 from .audio import explain_write_error, write_atomically
 from .model import LoadedVQModel
-from .pipeline import decode_codes, encode_waveform, limit_peak
+from .pipeline import Clip, decode_codes, encode_waveform, limit_peak
 from .spectrogram import hz_to_mel
 from .vqvae import STRIDE
 
@@ -170,6 +172,16 @@ def reconstruct(
     "What is left of a sound after it went through the codes, exactly as long"
     return decode(loaded, encode(loaded, wav))
 
+def as_clip(
+    loaded: LoadedVQModel,
+    wav,                     # mono (t,) or stereo (2, t), that its codes stand for
+    made_by: str,            # what was done; "prior" alone can be generated again, and never is this
+    **settings,              # what else there is to say about it, ready for JSON
+) -> Clip:
+    "A sound that codes stand for, with what its file says about how it was made"
+    about = dict(model=loaded.metadata.get('name', ''), model_fingerprint=loaded.fingerprint, distill_version=__version__)
+    return Clip(wav, loaded.spectrogram_config.sample_rate, dict(made_by=made_by, **settings, **about))
+
 # %% ../nbs/10_codes.ipynb #cab38383
 @dataclass(frozen=True, eq=False, repr=False)
 class Region:
@@ -272,7 +284,7 @@ def _moved(grid, region, to_s):  # columns that a region moves by
         raise CodesError(f'to_s={to_s!r}: expected seconds, from 0 to below {column_edges(grid)[-1]:.4g}')
     return int(to_s * grid.sample_rate / grid.column_samples + 1e-4) - region.columns.start
 
-def _landing(grid, source, region, to_s):
+def _pairs(grid, source, region, to_s):
     "Cells of `source` and the cells of `grid` that they come to lie on, each as three rows of indices"
     _check_kin(grid, source)
     region = Region(_cells(source, region))
@@ -290,10 +302,21 @@ def _copy_from(
     to_s: float = None,      # seconds: where its first column goes; None: it stays where it is
 ) -> CodeGrid:
     "Cells of another sound in place of those here"
-    here, there = _landing(self, source, region, to_s)
+    here, there = _pairs(self, source, region, to_s)
     codes = self.codes.clone()
     codes[there] = source.codes[here]
     return replace(self, codes=codes)
+
+def _landing(
+    self: CodeGrid,
+    source: CodeGrid,        # as for `copy_from`
+    region: Region = None,
+    to_s: float = None,
+) -> Region:                 # of this grid; smaller than the one of `source` where cells would fall off
+    "The cells that `copy_from` writes over"
+    mask = torch.zeros_like(self.codes, dtype=torch.bool)
+    mask[_pairs(self, source, region, to_s)[1]] = True
+    return Region(mask)
 
 def _swap(
     self: CodeGrid,
@@ -302,12 +325,12 @@ def _swap(
     to_s: float = None,      # seconds: where in `other` its first column goes; None: the same place
 ) -> tuple:                  # this grid and the other, each with cells of the other
     "Exchange cells of two sounds"
-    here, there = _landing(other, self, region, to_s)
+    here, there = _pairs(other, self, region, to_s)
     mine, theirs = self.codes.clone(), other.codes.clone()
     mine[here], theirs[there] = other.codes[there], self.codes[here]
     return replace(self, codes=mine), replace(other, codes=theirs)
 
-CodeGrid.copy_from, CodeGrid.swap = _copy_from, _swap
+CodeGrid.copy_from, CodeGrid.landing, CodeGrid.swap = _copy_from, _landing, _swap
 
 # %% ../nbs/10_codes.ipynb #b5a86d1e
 def _diff(
@@ -321,6 +344,21 @@ def _diff(
     return Region(changed)
 
 CodeGrid.diff = _diff
+
+# %% ../nbs/10_codes.ipynb #689078c1
+def _runs(flags, edges):  # (n,) bool, n + 1 numbers -> [from, to] of everything that hangs together
+    steps = torch.cat([flags.new_zeros(1), flags, flags.new_zeros(1)]).int().diff()
+    first, end = ((steps == x).nonzero().flatten().tolist() for x in (1, -1))
+    return [[edges[a], edges[b]] for a, b in zip(first, end)]
+
+def cells_by_level(
+    grid: CodeGrid,
+    region: Region = None,   # of this grid; None: all of it
+) -> list:                   # a dict for each level, ready for JSON
+    "How many cells of a region are at each level, and where: in seconds and in Hz"
+    times, pitches = column_edges(grid), band_edges(grid)
+    return [dict(level=level, cells=int(mask.sum()), of=mask.numel(), seconds=_runs(mask.any(0), times), hz=_runs(mask.any(1), pitches))
+            for level, mask in enumerate(_cells(grid, region).unbind(2))]
 
 # %% ../nbs/10_codes.ipynb #7b0bcb64
 def _rearranged(grid, region, order):

@@ -15,7 +15,7 @@ import distill.cli as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUTF8='1', OMP_NUM_THREADS='1')
-COMMANDS = 'demo doctor fit train train-prior pretrain generate encode decode edit rewrite vary morph reconstruct evaluate info bench'.split()
+COMMANDS = 'demo doctor fit train train-prior pretrain generate encode decode edit rewrite vary morph paste join diff reconstruct evaluate info bench'.split()
 PRESETS = 'list', 'save', 'remove'
 SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 8, 16), search_steps=1, search_sweeps=0), prior=dict(d_model=32, n_heads=2, n_layers=1))
 
@@ -563,7 +563,7 @@ def test_what_was_written_before_the_end_is_told(w, tmp_path, monkeypatch, what)
         written = told('reconstruct', w.model, w.sounds, '-o', tmp_path/'d')
         assert len(written)==2 and set(written)==set((tmp_path/'d').rglob('*.wav'))
     with monkeypatch.context() as m:
-        m.setattr(cli, 'write_sound', breaks_at(1, cli.write_sound))
+        m.setattr(cli, 'save_clip', breaks_at(1, cli.save_clip))
         assert len(told('vary', w.model, w.one, '-o', tmp_path/'e', '--count', 2))==1
 
 
@@ -684,6 +684,13 @@ def test_encode_and_decode(w, tmp_path):
     assert sf.info(tmp_path/'a.wav').frames==24_000
     report('decode', w.model, tmp_path/'codes.npz', '-o', tmp_path/'b.flac', '--sample-rate', 44_100)
     assert sf.info(tmp_path/'b.flac').samplerate==44_100
+
+
+def test_an_edited_sound_is_as_loud_as_asked(w, tmp_path):
+    for line in ('edit', w.one, 'reverse'), ('paste', w.one, w.one), ('rewrite', w.one, '--levels', 1):
+        file = report(line[0], w.model, *line[1:], '-o', tmp_path/'a.flac', '--lufs', -40, '--bit-depth', 24)
+        assert abs(file['lufs'] + 40)<0.5 and sidecar(tmp_path/'a.flac')['export']==dict(lufs=-40, bit_depth=24)
+        assert 'LUFS' in run(line[0], w.model, *line[1:], '-o', tmp_path/'a.flac').stdout
 
 
 def test_decode_some_levels(w, tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import soundfile as sf
 import torch
 from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner
@@ -269,6 +270,32 @@ def test_commands_do_what_the_methods_do(m, tmp_path):
     assert CodeGrid.load(out) == grid.interpolate(other, 0.5, loaded=m.loaded)
 
 
+def test_cut_paste_and_compare(m, tmp_path):
+    "The commands do what the methods do, with codes and with sounds"
+    rng = torch.Generator().manual_seed(2)
+    grid, other = (replace(m.grid, codes=torch.randint(16, (8, w, 4), generator=rng), n_samples=8192*w - 100) for w in (6, 5))
+    a, b, out, drum = grid.save(tmp_path/'a.npz'), other.save(tmp_path/'b.npz'), tmp_path/'c.npz', encode(m.loaded, load_audio(m.drum).wav)
+    part = other.select(seconds=(0.1, 0.4), hz=(None, 800), levels=(0, 2))
+    for at, lost in (None, 0), (0.0, 0), (grid.seconds - 0.1, 2), (0.5, 0):
+        about = report('paste', m.file, a, b, '--from', 0.1, '--to', 0.4, '--high', 800, '--levels', '0,2', *(('--at', at) if at is not None else ()), '-o', out)
+        assert CodeGrid.load(out) == (pasted := grid.copy_from(other, part, at)) != grid, at
+        assert (about['cells_changed'], about['cells_left_out']) == (len(pasted.diff(grid)), len(part)*lost//len(part.columns)), at
+    differs = grid.diff(pasted)
+    told = report('diff', m.file, a, out)
+    assert (told['cells'], told['of'], told['differing']) == (len(differs), grid.codes.numel(), differs.mask.nonzero().tolist())
+    assert [o['cells'] for o in told['levels']] == differs.mask.sum((0, 1)).tolist() and told['levels'][1]['seconds'] == []
+    (seconds,), (hz,) = (told['levels'][0][o] for o in ('seconds', 'hz'))
+    assert grid.select(seconds, hz, (0, 2)) == grid.landing(other, part, 0.5)
+    report('join', m.file, a, m.drum, b, '-o', out)
+    assert CodeGrid.load(out) == grid.concatenate(drum, other)
+    said = run('diff', m.file, a, out).stdout
+    assert f'0 of {grid.codes.numel()} cells differ (0%)' in said and f'and {CodeGrid.load(out).seconds:.2f} s long' in said
+    report('paste', m.file, a, m.drum, '-o', out)
+    assert CodeGrid.load(out) == grid.copy_from(drum)
+    report('join', m.file, m.sound, m.drum, '-o', tmp_path/'two.wav')
+    assert len(load_audio(tmp_path/'two.wav').wav) == encode(m.loaded, load_audio(m.sound).wav).concatenate(drum).n_samples
+
+
 def test_sound_in_sound_out(m, tmp_path):
     about = report('rewrite', m.file, m.sound, '--from', 0.1, '--to', 0.3, '-o', tmp_path/'a.flac')
     assert len(load_audio(tmp_path/'a.flac').wav) == len(load_audio(m.sound).wav) and about['cells_changed'] > 0
@@ -276,20 +303,72 @@ def test_sound_in_sound_out(m, tmp_path):
     assert [f['file'] for f in files] == [str(tmp_path/'takes'/f'{m.sound.stem}-take{seed}.wav') for seed in (7, 8)]
 
 
+FILES = {    # a line, what its sidecar says, whether there is a seed to tell
+    'decode M A --levels 0,1': (dict(made_by='codes', source='a.npz', levels=[0, 1]), None),
+    'reconstruct M S': (dict(made_by='reconstruction', source='{S}'), None),
+    'edit M A shift --by 2 --from 0.2': (dict(made_by='edit', operation='shift', by=2, region=dict(from_s=0.2), source='a.npz'), None),
+    'edit M A randomise --seed 5': (dict(made_by='edit', operation='randomise', region={}), 5),
+    'rewrite M S --to 0.3 --seed 6 --top-p 0.5': (dict(made_by='rewrite', region=dict(to_s=0.3), source='{S}', label=''), 6),
+    'morph M A D --levels 1 --seed 7': (dict(made_by='morph', other='{D}', amount=0.5, blend=False, region=dict(levels=1)), 7),
+    'morph M A D --blend': (dict(made_by='morph', blend=True), None),
+    'paste M A D --at 0.3 --high 900': (dict(made_by='paste', source='a.npz', other='{D}', at_s=0.3, region=dict(high_hz=900)), None),
+    'join M A D': (dict(made_by='join', sources=['a.npz', '{D}']), None)}
+
+@pytest.mark.parametrize('line', FILES)
+def test_every_sound_says_how_it_was_made(m, tmp_path, line):
+    "Its form is what was asked for, its findings are told, and nobody takes its sidecar for that of a new sound"
+    (tmp_path/'a.npz').write_bytes(m.grid.save(tmp_path/'x.npz').read_bytes())
+    names = dict(M=m.file, A=tmp_path/'a.npz', S=m.sound, D=m.drum)
+    expected, seed = FILES[line]
+    told = report(*(names.get(o, o) for o in line.split()), '-o', out := tmp_path/'b.flac', '--bit-depth', 24, '--sample-rate', 44_100, '--lufs', -30, '--stereo', 0.4, '--title', 'One')
+    told = told['files'][0] if 'files' in told else told
+    about, file = json.loads((tmp_path/'b.flac.json').read_text(encoding='utf-8')), sf.SoundFile(out)
+    fill = lambda x: x.format(S=m.sound.name, D=m.drum.name) if isinstance(x, str) else [fill(o) for o in x] if isinstance(x, list) else x
+    assert {k: about.get(k) for k in expected} == {k: fill(v) for k, v in expected.items()}
+    assert (about['model'], about['model_fingerprint'], about.get('sampling', {}).get('seed')) == ('m', m.loaded.fingerprint, seed)
+    assert (file.subtype, file.samplerate, file.channels, file.title) == ('PCM_24', 44_100, 2, 'One')
+    assert about['export'] == dict(bit_depth=24, sample_rate=44_100, lufs=-30, width=0.4, title='One')
+    assert file.comment.startswith('Distill ') and ('seed' in file.comment) == (seed is not None)
+    assert told['file'] == str(out) and told['channels'] == 2 and told['findings'] == about['findings'] and told.get('seed') == seed
+    again = run('generate', m.file, '--from-sidecar', tmp_path/'b.flac.json', '-o', tmp_path/'c.flac')
+    assert again.exit_code == 1 and 'does not describe a generated clip' in again.stderr and not (tmp_path/'c.flac').exists()
+
+
+def test_each_take_has_its_seed(m, tmp_path):
+    files = report('vary', m.file, m.sound, '-o', tmp_path/'t', '--count', 2, '--seed', 3, '--keep-levels', 2, '--format', 'ogg', '--artist', 'Me', '--comment', 'mine')['files']
+    about = [json.loads((tmp_path/'t'/f'{m.sound.stem}-take{s}.ogg.json').read_text(encoding='utf-8')) for s in (3, 4)]
+    assert [(o['made_by'], o['sampling']['seed'], o['keep_levels']) for o in about] == [('vary', 3, 2), ('vary', 4, 2)] and [f['seed'] for f in files] == [3, 4]
+    assert (sf.SoundFile(files[0]['file']).artist, sf.SoundFile(files[0]['file']).comment) == ('Me', 'mine')
+
+
+def test_what_a_check_finds_is_said(m, tmp_path):
+    "This model makes no sound"
+    done = run('edit', m.file, m.grid.save(tmp_path/'a.npz'), 'reverse', '-o', tmp_path/'b.wav')
+    assert done.exit_code == 0 and 'note: silent' in done.stdout
+
+
 @pytest.mark.parametrize('line, code, words', [
+    ('edit M A crop --title One --stereo 0.5 -o b.npz', 2, 'leave out --stereo, --title'), ('join M A A --lufs -14 -o b.npz', 2, 'leave out --lufs'),
+    ('rewrite M A --bit-depth 32 -o b.flac', 2, 'flac holds 16 or 24'), ('vary M A --bit-depth 32 --format flac -o takes', 2, 'flac holds 16 or 24'),
+    ('paste M A A --lufs 3 -o b.wav', 2, '--lufs'),
     ('edit M A dance -o b.npz', 2, 'none of reverse, shift'), ('edit M A shift -o b.npz', 2, 'wants a number'), ('edit M A crop --by 2 -o b.npz', 2, 'takes none'),
     ('edit M A repeat --by 1.5 -o b.npz', 2, 'not a whole number'), ('edit M A repeat --by 0 -o b.npz', 1, 'times=0'), ('edit M A crop --from 50 -o b.npz', 1, 'outside the grid'),
     ('edit M A remove -o b.npz', 1, 'nothing would be left'), ('edit M A reverse --levels 9 -o b.npz', 1, 'some of 0 to 3'), ('edit M A reverse --from 2 --to 1 -o b.npz', 1, 'the smaller first'),
     ('rewrite M A --temperature 9 -o b.npz', 2, 'from 0.1 to 2'), ('rewrite M A --label dogs -o b.npz', 1, 'dogs'), ('vary M A --keep-levels 4 -o takes', 1, '--keep-levels 4: expected 1 to 3'),
+    ('paste M A A --at 50 -o b.npz', 1, 'to_s=50'), ('paste M A A --at -1 -o b.npz', 2, '--at'), ('paste M A A --from 50 -o b.npz', 1, 'outside the grid'),
+    ('paste M A none.npz -o b.npz', 1, 'there is no file'), ('paste M A A -o A', 1, 'is an input'), ('paste M A X -o b.npz', 1, 'another model'),
+    ('paste M A L --from 0.8 -o b.npz', 1, 'say where it goes with --at'), ('join M A -o b.npz', 2, 'two or more'), ('join M A X -o b.npz', 1, 'another model'),
+    ('join M A A -o A', 1, 'is an input'), ('diff M A X', 1, 'another model'), ('diff M A none.wav', 1, 'none.wav'),
     ('morph M A A --amount 2 -o b.npz', 2, 'from 0 to 1'), ('morph M A A --amount 0,1 -o b.npz', 1, 'each of 4 levels'), ('rewrite M A -o A', 1, 'is an input'),
     ('rewrite M none.npz -o b.npz', 1, 'there is no file'), ('rewrite M A -o gone/b.npz', 1, 'there is no folder'), ('rewrite M A -o b.xyz', 2, 'b.xyz')])
 def test_commands_refuse(m, tmp_path, line, code, words):
-    names = {'M': m.file, 'A': m.grid.save(tmp_path/'a.npz')}
+    short, other = m.grid.crop(m.grid.select(seconds=(0, 0.3))), replace(m.grid, model_fingerprint='x')
+    names = {'M': m.file, 'A': (short if 'L' in line.split() else m.grid).save(tmp_path/'a.npz'), 'L': m.grid.save(tmp_path/'long.npz'), 'X': other.save(tmp_path/'x.npz')}
     words_ = [str(names.get(o, tmp_path/o if '.' in o and not o[0].isdigit() or o == 'takes' else o)) for o in line.split()]
     done = run(*words_, '--json')
     assert done.exit_code == code, done.output
     assert words in json.loads(done.stdout)['error']
-    assert 'Traceback' not in done.stderr and not (tmp_path/'b.npz').exists()
+    assert 'Traceback' not in done.stderr and not list(tmp_path.glob('b.*'))
 
 
 @pytest.mark.parametrize('line', ['edit M A shift -o b.npz', 'edit M A crop --by 2 -o b.npz', 'edit M A repeat --by 1.5 -o b.npz', 'vary M A --keep-levels 4 -o takes'])
