@@ -183,7 +183,8 @@ def time_words(seconds: float) -> str:
 def left_words(training: Training) -> str:
     "How long it will be"
     left = seconds_left(training)
-    if training.over or not math.isfinite(left): return f'{time_words(training.elapsed)} so far'
+    if training.over: return f'{training.ending} after {time_words(training.elapsed)}'
+    if not math.isfinite(left): return f'{time_words(training.elapsed)} so far'
     return f"{time_words(left)} left{'' if training.minutes else ' in this stage'}"
 
 Training.seconds_left = property(seconds_left)
@@ -341,7 +342,7 @@ class TerminalView:
             if stage.used: yield from _used_lines(stage, console)
             if len(stage.scores) > 1: yield _score_line(stage, console.options.ascii_only)
         for text in [*t.notes, *t.health][-4:]: yield _line_of((f'  ! {text}', 'yellow'))
-        yield _line_of((left_words(t), 'bold'), '' if going_on else f'  {t.text}')
+        yield _line_of((left_words(t), 'bold'), '' if going_on or t.ending == 'Done' else f'  {t.text}')
 
 # %% ../nbs/08c_live.ipynb #8b9017db
 @contextmanager
@@ -476,11 +477,11 @@ def _head_html(training):
     stage, left = training.stage, left_words(training)
     bar = (f'<div class="distill-bar"><div style="width:{100 * min(1.0, training.fraction):.1f}%"></div></div>')
     going_on = stage and stage.ended is None
-    words = f'{stage.name.capitalize()}: {stage_words(stage)}' if going_on else training.text
+    words = f'{stage.name.capitalize()}: {stage_words(stage)}' if going_on else '' if training.ending == 'Done' else training.text
     verdict = f'<div>{html.escape(training.verdict)}</div>' if training.verdict else ''
     if training.unused: verdict += f'<div class="distill-warning">⚠ {html.escape(training.unused)}</div>'
     pace = f'<div>{html.escape(training.pace)}</div>' if training.pace else ''
-    return f'{verdict}{bar}<div class="distill-head"><b>{f"{training.ending}, " if training.over else ""}{left}</b> · {html.escape(words)}</div>{pace}'
+    return f'{verdict}{bar}<div class="distill-head"><b>{left}</b>{" · " if words else ""}{html.escape(words)}</div>{pace}'
 
 def _stage_html(stage):
     legend = f'<span style="color:{_SCORE}">{html.escape(score_words(stage) or "not scored yet")}</span>'

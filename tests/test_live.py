@@ -103,6 +103,14 @@ def test_time_left(minutes, events, now, left):
     assert left_words(after(*events, minutes=minutes, clock=lambda: next(clock))) == left
 
 
+@pytest.mark.parametrize('ending, words', [('', 'Done after 1 min 15 s'), ('Failed', 'Failed after 1 min 15 s')])
+def test_time_taken(ending, words):
+    clock = iter([0.0] + [75.0] * 99)
+    training = after(START, TICK, clock=lambda: next(clock))
+    training.finish(ending)
+    assert left_words(training) == words
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000))
 @settings(max_examples=30, deadline=None)
 def test_curves_stay_small(losses):
