@@ -289,11 +289,13 @@ class _Coding:
         self,
         sound,  # a file, a mono waveform (t,) at 48 kHz, or a `Clip`
         stereo: bool = False,  # keep two channels where there are two, see `distill.stereo`
+        common: int = 0,       # with stereo: coarse levels at which both channels have the same codes
     ) -> Clip:
         "What is left of a sound after it went through the codes, exactly as long"
+        if common and not stereo: raise ValueError(f'common={common}: it is for two channels, give stereo=True as well')
         both = _two_channels(sound, self.loaded.spectrogram_config.sample_rate) if stereo else None
-        wav = decode(self.loaded, self.encode(sound)) if both is None else reconstruct_stereo(self.loaded, both)
-        return as_clip(self.loaded, wav, 'reconstruction', source=_name(sound))
+        wav = decode(self.loaded, self.encode(sound)) if both is None else reconstruct_stereo(self.loaded, both, common)
+        return as_clip(self.loaded, wav, 'reconstruction', source=_name(sound), **({} if both is None else dict(common=common)))
 
     def evaluate(
         self,

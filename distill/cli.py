@@ -11,10 +11,10 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'BaseStart', 'BaseSeed', 'ClipOut', 'Duration', 'Stitch', 'Overlap', 'Label', 'Guidance', 'Loop', 'Prompt',
            'PromptSeconds', 'Count', 'ClipSeed', 'Sidecar', 'AnyModel', 'Preset', 'Temperature', 'TopK', 'TopP', 'MinP',
            'TypicalP', 'Argmax', 'Gumbel', 'Penalty', 'PenaltyContext', 'presets', 'PresetName', 'SoundIn', 'CodesOut',
-           'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To', 'Low',
-           'High', 'EditSeed', 'PLACE', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut', 'OtherGrid',
-           'Amount', 'Blend', 'At', 'Parts', 'Card', 'Page', 'Compared', 'BenchModel', 'Recipes', 'Peers', 'Sounds',
-           'Estimates', 'Scale', 'BenchMinutes', 'BenchSeed', 'models', 'ModelName', 'NewName', 'OtherName',
+           'Codes', 'Levels', 'SoundOrFolder', 'KeepStereo', 'Common', 'OutOrFolder', 'GridIn', 'GridOut', 'From', 'To',
+           'Low', 'High', 'EditSeed', 'PLACE', 'OPERATIONS', 'Operation', 'By', 'Keep', 'Takes', 'TakesOut',
+           'OtherGrid', 'Amount', 'Blend', 'At', 'Parts', 'Card', 'Page', 'Compared', 'BenchModel', 'Recipes', 'Peers',
+           'Sounds', 'Estimates', 'Scale', 'BenchMinutes', 'BenchSeed', 'models', 'ModelName', 'NewName', 'OtherName',
            'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut',
            'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
            'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'flag', 'check_target',
@@ -1203,7 +1203,7 @@ def decode(model:Model, codes:Codes, out:SoundOut, levels:Levels=None, form:dict
     return file
 
 # %% ../nbs/15_cli.ipynb #45d55da1
-def reconstruct_file(loaded, report, target, form, keep_stereo=False):
+def reconstruct_file(loaded, report, target, form, keep_stereo=False, common=0):
     "Through the codes and back; what there is to tell about it"
     from dataclasses import replace
     from distill.codes import as_clip, reconstruct
@@ -1211,8 +1211,8 @@ def reconstruct_file(loaded, report, target, form, keep_stereo=False):
     rate = form.get('sample_rate', report.sample_rate)
     n_samples = round(report.seconds*rate) if rate == report.sample_rate else None
     both = load_stereo(report.path) if keep_stereo else None
-    wav = reconstruct(loaded, report.load()) if both is None else reconstruct_stereo(loaded, both)
-    clip = as_clip(loaded, at_rate(wav, rate, n_samples), 'reconstruction', source=report.name)
+    wav = reconstruct(loaded, report.load()) if both is None else reconstruct_stereo(loaded, both, common)
+    clip = as_clip(loaded, at_rate(wav, rate, n_samples), 'reconstruction', source=report.name, **({} if both is None else dict(common=common)))
     file = save_clip(replace(clip, sample_rate=rate), target, form)
     return dict(file, input=report.name, seconds=report.seconds, sample_rate=rate, notes=report.notes)
 
@@ -1248,23 +1248,26 @@ def find_reconstructable(source, out, ending, form, tell):
 # %% ../nbs/15_cli.ipynb #d233cfaf
 SoundOrFolder = argument(Path, 'A sound file, or a folder of them.', metavar='IN|FOLDER')
 KeepStereo = option(bool, 'Two channels for sounds that have two: each has its own codes, and both one phase.', '--keep-stereo')
+Common = option(Optional[int], 'With --keep-stereo: at so many coarse levels both channels have the codes of their mono mix; 0 when not given.', '--common', metavar='N', min=0)
 OutOrFolder = option(Path, 'A sound file, or a folder when the input is one.', '--out', '-o', metavar='OUT|FOLDER')
 
 @command
 @spread(form=FILE_FORM)
 def reconstruct(model:Model, source:SoundOrFolder, out:OutOrFolder, ending:Ending=None, form:dict=None, keep_stereo:KeepStereo=False,
-                device:Device=None, as_json:AsJson=False):
+                common:Common=None, device:Device=None, as_json:AsJson=False):
     "Send sounds through the codes and back: what does the model keep of them? Same length as the input."
     from distill.model import load_model
     if keep_stereo and form.get('width'): raise typer.BadParameter('two channels are kept, or made of one: give either.', param_hint="'--stereo'")
+    if common is not None and not keep_stereo: raise typer.BadParameter('it goes with --keep-stereo.', param_hint="'--common'")
     loaded, files = load_model(model, device, with_prior=False), []
+    if (common or 0) > (n := loaded.vqvae_config.n_quantizers): raise ValueError(f'--common {common}: expected 0 to {n}, for this model has {n} levels')
     with telling(files, say_reconstructions), progress() as tell:
         source, out, reading = source.expanduser(), out.expanduser(), part(tell, 0, 0.1)
         used, skipped, targets = find_reconstructable(source, out, ending, form, reading)
         n = len(used)
         for i, (report, target) in enumerate(zip(used, targets)):
             tell(0.1 + 0.9*i/n, f'Reconstructing {i+1}/{n}: {report.name}')
-            files.append(reconstruct_file(loaded, report, check_target(target, (model, source)), form, keep_stereo))
+            files.append(reconstruct_file(loaded, report, check_target(target, (model, source)), form, keep_stereo, common or 0))
     for r in skipped: print(f'not used: {r.name}: {r.reason}')
     say_reconstructions(files)
     return dict(files=files, skipped=[dict(name=r.name, reason=r.reason) for r in skipped])

@@ -41,7 +41,7 @@ def encode_stereo(
     "The codes of both channels; raises `CodesError` for what is no stereo waveform"
     wav, levels = torch.as_tensor(wav), loaded.vqvae_config.n_quantizers
     if wav.ndim != 2 or len(wav) != 2: raise CodesError(f'a waveform of shape {tuple(wav.shape)}: expected stereo (2, t)')
-    if not 0 <= common <= levels: raise CodesError(f'common={common}: expected 0 to {levels}, the levels of this model')
+    if not (isinstance(common, int) and 0 <= common <= levels): raise CodesError(f'common={common!r}: expected a whole number from 0 to {levels}, for this model has {levels} levels')
     given = encode(loaded, wav.mean(0)).codes[..., :common] if common else None
     return StereoCodes(*(encode(loaded, channel, given) for channel in wav))
 
@@ -77,6 +77,7 @@ def decode_stereo(
 def reconstruct_stereo(
     loaded: LoadedVQModel,
     wav,                     # stereo waveform (2, t), −1…1, at the model's sample rate
+    common: int = 0,         # coarse levels that both channels share, see `encode_stereo`
 ): # stereo waveform (2, t)
     "What is left of a stereo sound after it went through the codes, exactly as long"
-    return decode_stereo(loaded, encode_stereo(loaded, wav))
+    return decode_stereo(loaded, encode_stereo(loaded, wav, common))

@@ -5,17 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
+from typer.testing import CliRunner
 
 import distill
 from distill import Distill, codes, fitting
 from distill.api import StopRequest, progress_bar
 from distill.audio import load_audio
-from distill.model import ModelFileError, load_model
+from distill.base import fitting_base, start_from_base
+from distill.cli import app
+from distill.export import save_audio
+from distill.model import LoadedVQModel, ModelFileError, load_model
 from distill.pipeline import Clip, ClipConfig, generate_clips, stream_audio
 from distill.prior import CodePrior
 from distill.sampling import SamplingConfig
+from distill.spectrogram import AudioSpectrogram, SpectrogramConfig
+from distill.stereo import decode_stereo, encode_stereo
 from distill.synthesis import synthesise, write_collection
+from distill.vqvae import ConvVQVAE, get_adaptive_vqvae_config
 
 SMALL = dict(vqvae=dict(codebook_size=16, channels=(4, 8, 16, 32), search_steps=1, search_sweeps=0), prior=dict(d_model=32, n_heads=1, n_layers=1))
 QUIET = dict(progress=False)
@@ -203,6 +211,51 @@ def test_a_reconstruction_says_what_it_is(d, sounds, tmp_path):
     assert len(clip.wav) == len(load_audio(file).wav) and clip.settings['source'] == file.name
     about = json.loads(Path(str(clip.save(tmp_path/'a.wav')) + '.json').read_text(encoding='utf-8'))
     assert about['made_by'] == 'reconstruction' and about['model_fingerprint'] == d.loaded.fingerprint
+
+
+@pytest.fixture(scope='module')
+def base():
+    "The base model: what has learned little says the same of left and right"
+    cfg = get_adaptive_vqvae_config(100, search_steps=0)
+    model = ConvVQVAE(cfg).eval()
+    start_from_base(model, fitting_base(cfg))
+    return Distill(LoadedVQModel(model, None, AudioSpectrogram(), torch.device('cpu'), SpectrogramConfig(), cfg, None))
+
+
+WIDE = 0.5*torch.stack([synthesise('bells', seed=3, seconds=0.6), synthesise('drums', seed=3, seconds=0.6)])
+
+
+@pytest.mark.parametrize('common', [0, 1, 2, 4])
+def test_two_channels_share_coarse_codes(base, common):
+    "Those of the mono mix; at each finer level, channels differ"
+    both, mix = encode_stereo(base.loaded, WIDE, common), codes.encode(base.loaded, WIDE.mean(0))
+    assert mix.levels == 4 and all(torch.equal(grid.codes[..., :common], mix.codes[..., :common]) for grid in both)
+    for level in range(common, 4): assert len(both.left.diff(both.right) & mix.select(levels=level)) > 0, level
+    clip = base.reconstruct(WIDE, stereo=True, common=common)
+    assert torch.equal(clip.wav, decode_stereo(base.loaded, both)) and clip.settings['common'] == common
+
+
+def test_the_command_shares_them_too(base, tmp_path):
+    file, out = save_audio(tmp_path/'two.wav', WIDE, bit_depth=24), tmp_path/'out.wav'
+    run = lambda *args: CliRunner().invoke(app, ['reconstruct', str(base.save(tmp_path/'base.distill', library=False)), *map(str, args)])
+    width = []
+    for n in 0, 1, 4:
+        done = run(file, '-o', out, '--keep-stereo', '--common', n, '--bit-depth', 24)
+        heard = torch.from_numpy(sf.read(out, dtype='float32')[0].T)
+        assert done.exit_code == 0 and (heard - base.reconstruct(file, stereo=True, common=n).wav).abs().max() < 1e-6, done.output
+        assert json.loads(out.with_name('out.wav.json').read_text(encoding='utf-8'))['common'] == n
+        width.append((heard[0] - heard[1]).abs().max())
+    assert width[2] < 1e-4 and min(width[:2]) > 1e-2          # all levels in common: mono
+    for options, code, words in (['--keep-stereo', '--common', 5], 1, '--common 5: expected 0 to 4'), (['--common', 1], 2, 'goes with --keep-stereo'), (['--keep-stereo', '--common', -1], 2, '--common'):
+        done = run(file, '-o', tmp_path/'b.wav', *options)
+        assert done.exit_code == code and words in done.stderr and not (tmp_path/'b.wav').exists()
+
+
+@pytest.mark.parametrize('common', [5, -1, 1.5, '1'])
+def test_so_many_levels_cannot_be_shared(d, common):
+    wide = torch.stack([synthesise('bells', seed=3, seconds=0.3)]*2)
+    with pytest.raises(codes.CodesError, match='expected a whole number from 0 to 4'): d.reconstruct(wide, stereo=True, common=common)
+    with pytest.raises(ValueError, match='give stereo=True'): d.reconstruct(wide[0], common=common)
 
 
 @pytest.mark.parametrize('sound, error, words', [
