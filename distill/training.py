@@ -280,9 +280,9 @@ class Checkpoints:
         "Those of the model that goes to this file"
         return cls(Path(path).with_name(f'{Path(path).name}.checkpoints'), **settings)
 
-    def of(self, **about):
-        "The same folder, for a run of which more is known"
-        return Checkpoints(self.folder, self.every_seconds, self.keep, self.resume, self.about | about)
+    def of(self, under='', **about):
+        "The same folder, or one in it, for a run of which more is known"
+        return Checkpoints(self.folder / under, self.every_seconds, self.keep, self.resume, self.about | about)
 
     def files(self) -> list:
         "The checkpoints, oldest first"
