@@ -13,7 +13,7 @@ __all__ = ['PRETRAINING_DATA', 'PRETRAINING', 'QUANTIZED_SHARE', 'QUANTIZED_RATE
 import json
 import math
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +30,8 @@ from .model import ModelFileError
 from .prior import (CodeBatch, CodePrior, NextCode, PackedExcerpts, PriorConfig, examination, extract_code_sequences, file_sequences, fit_guess, gap_bits,
                            prior_training_config, with_levels)
 from .synthesis import FAMILIES, synthesise
-from .training import Budget, Objective, TrainingConfig, excerpt, own_share, part_of_progress, pick_device, train
+from .training import (Budget, Checkpoints, Objective, TrainingConfig, asked_of_any, excerpt, own_share, part_of_progress, pick_device,
+                              processes, together, train)
 from .vqvae import ConvVQVAE, QuantizerWrapper, VQVAEConfig, reconstruction_l1, vqvae_loss
 
 # %% ../nbs/08a_base.ipynb #a1933795
@@ -58,13 +59,27 @@ class PretrainingWindows(MelWindows):
     def new_sound(self):  # log-mel (m, f)
         "The next synthesised sound"
         self.made += 1
-        wav = synthesise(FAMILIES[self.made % len(FAMILIES)], np.random.default_rng([self.seed, self.made]))
+        return self._sound(self.made)
+
+    def _sound(self, number):
+        wav = synthesise(FAMILIES[number % len(FAMILIES)], np.random.default_rng([self.seed, number]))
         return self.spectrogram.waveform_to_mel(wav)
+
+    def _place(self, number): return self.n_recordings + number % (len(self.mels) - self.n_recordings)  # of a later sound
+
+    def state_dict(self): return dict(super().state_dict(), made=self.made, batches=self.batches)
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        n = len(self.mels) - self.n_recordings
+        for number in range(max(n, state['made'] - n) + 1, state['made'] + 1): self.mels[self._place(number)] = self._sound(number)
+        self.made, self.batches = state['made'], state['batches']
 
     def __next__(self):
         self.batches += 1
         if self.batches % self.every == 0 and len(self.mels) > self.n_recordings:
-            self.mels[self.n_recordings + self.made % (len(self.mels) - self.n_recordings)] = self.new_sound()
+            sound = self.new_sound()
+            self.mels[self._place(self.made)] = sound
         return super().__next__()
 
 # %% ../nbs/08a_base.ipynb #afc320cd
@@ -111,6 +126,20 @@ def _sittings(start, steps):  # (with codes, share of the budget, learning rate)
     if steps == 0: return []
     return [second] if start else [(False, 1 - QUANTIZED_SHARE, PRETRAINING.learning_rate), second]
 
+def _part(checkpoints, name, minutes, steps):  # those of one training
+    return checkpoints and checkpoints.of(f'stage-{name}', minutes=None if steps else minutes)
+
+def _sit(model, batches, held_out, start, minutes, steps, seed, device, progress_callback, should_stop, checkpoints, on_event):
+    "One sitting after the other, a `TrainingResult` each; who stops in the first has one step of the second, for its codes, and no checkpoint of that"
+    results, low = [], 0.0
+    for quantized, share, rate in _sittings(start, steps):
+        budget = Budget(steps=max(1, round(share * steps))) if steps else Budget(minutes=share * minutes)
+        kept = None if results and results[-1].stopped == 'asked to' else _part(checkpoints, f'base-{len(results) + 1}', minutes, steps)
+        results.append(train(Pretraining(model, held_out, quantized), batches, replace(PRETRAINING, learning_rate=rate, seed=seed),
+                             budget, device, part_of_progress(progress_callback, low, low + share), should_stop, kept, on_event))
+        low += share
+    return results
+
 # %% ../nbs/08a_base.ipynb #3f0e7c20
 def pretrain(
     folder,                          # recordings, searched with its sub-folders
@@ -125,27 +154,26 @@ def pretrain(
     progress_callback=None,          # called with (fraction, text)
     should_stop=lambda: False,
     on_event=None,                   # called with a dict for everything that happens
+    checkpoints: Checkpoints = None, # where to keep what a killed pretraining needs to go on
 ) -> BaseModel:
     "Train an encoder and a decoder for sounds of all kinds"
     if steps == 0 and not start: raise ValueError('steps=0: expected at least 1, or a base model to start from')
     if steps == 0 and all(len(_codebooks(start).get(n, ())) >= BASE_LEVELS for n in _sizes(_codebooks(start))): return start
     device, tell = pick_device(device), lambda low, high: part_of_progress(progress_callback, low, high)
     collection = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.02))
+    processes(device)                # found before there are codebooks, or these would not keep in step with them
+    if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, synthesised=n_synthesised, vqvae=asdict(cfg), start=start and start.about['created'])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ConvVQVAE(cfg).to(device)
         windows = PretrainingWindows(collection, PRETRAINING.batch_size, seed, n_synthesised, progress_callback=tell(0.02, 0.04))
         model.norm.measure(windows.mels, collection.spectrogram.cfg.log_floor)
         model.quantizer.set_batch(PRETRAINING.batch_size * 48)
-        held_out, results, low = excerpt(collection.valid, 20_000), [], 0.04
         if start: go_on_from(model, start)
-        for quantized, share, rate in _sittings(start, steps):
-            budget = Budget(steps=max(1, round(share * steps))) if steps else Budget(minutes=share * minutes)
-            results.append(train(Pretraining(model, held_out, quantized), windows, replace(PRETRAINING, learning_rate=rate, seed=seed),
-                                 budget, device, tell(low, low + 0.95 * share), should_stop, on_event=on_event))
-            low += 0.95 * share
+        batches = own_share(windows, PRETRAINING.batch_size, device)
+        results = _sit(model, batches, excerpt(collection.valid, 20_000), start, minutes, steps, seed, device, tell(0.04, 0.99), should_stop, checkpoints, on_event)
         known = {cfg.codebook_size: model.quantizer.codebooks} if results else _codebooks(start)
-        codebooks = {n: fit_codebooks(model, windows, n, known.get(n), codebook_batches) for n in _sizes(known)}
+        codebooks = {n: fit_codebooks(model, batches, n, known.get(n), codebook_batches) for n in _sizes(known)}
     about = dict(name=collection.files.folder.resolve().name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                  recordings=len(collection.names), seconds=round(collection.seconds), collection=collection.files.fingerprint,
                  synthesised=windows.made, shape=_shape(cfg), steps=[r.steps for r in results], minutes=[round(r.seconds / 60, 1) for r in results], seed=seed,
@@ -157,7 +185,7 @@ def pretrain(
 @torch.no_grad()
 def fit_codebooks(
     model: ConvVQVAE,
-    windows,                 # batches to learn them from
+    windows,                 # batches to learn them from, of this process's share
     codebook_size: int,
     known,                   # levels that are there already (q, k, d), or None
     batches: int,            # how many
@@ -171,7 +199,7 @@ def fit_codebooks(
     for _ in range(batches):
         vectors = model.encode(next(windows).mel.to(model.device)).flatten(2).mT
         for book in known: vectors = vectors - book[torch.cdist(vectors, book).argmin(-1)]
-        quantizer.set_batch(vectors[..., 0].numel())
+        quantizer.set_batch(together(torch.tensor([vectors[..., 0].numel()])).item())
         quantizer(vectors)
     return torch.cat([known, quantizer.codebooks])
 
@@ -235,6 +263,15 @@ class Dialects:
         self.dialects[i].speak(self.prior)
         return next(self.batches[i])
 
+    def state_dict(self) -> dict:
+        "Where it stands"
+        return dict(drawn=self.drawn, batches=[batches.state_dict() for batches in self.batches])
+
+    def load_state_dict(self, state: dict):
+        "Go on from there"
+        self.drawn = state['drawn']
+        for batches, place in zip(self.batches, state['batches']): batches.load_state_dict(place)
+
 # %% ../nbs/08a_base.ipynb #ddf10dd0
 class _NextVector(NextCode):
     "Predict every code in every dialect, without knowing numbers"
@@ -253,6 +290,11 @@ class _NextVector(NextCode):
             bits.append(super().score())
         return sum(bits) / len(bits)
 
+    def extra_state(self): return dict(guesses=[dialect.guess or {} for dialect in self.dialects])
+
+    def load_extra_state(self, state):
+        for dialect, guess in zip(self.dialects, state['guesses']): dialect.guess = guess or dialect.guess
+
     def gap_bits(self):  # (left only, both sides)
         "Bits per code in gaps"
         bits = []
@@ -262,22 +304,27 @@ class _NextVector(NextCode):
         return [round(sum(side) / len(side), 3) for side in zip(*bits)]
 
 # %% ../nbs/08a_base.ipynb #83af1546
-def _learn_dialect(base, codes, collection, budget, seed, device, should_stop):  # without a budget: the base model as it is
+def _learn_dialect(base, codes, collection, budget, seed, device, should_stop, checkpoints):  # without a budget: the base model as it is
     "A model that starts from the base model and goes on with a twelfth of the recordings"
+    processes(device)
     model, windows = ConvVQVAE(codes).to(device), MelWindows(collection, PRETRAINING.batch_size, seed)
     start_from_base(model, base)
     model.quantizer.active = True
     if budget:
         chosen = random.Random(seed).sample(range(len(windows.mels)), math.ceil(len(windows.mels) / 12))
         windows.weights = [weight if i in chosen else 0.0 for i, weight in enumerate(windows.weights)]
-        train(Pretraining(model, collection.valid[:2], True), windows, replace(PRETRAINING, learning_rate=1e-3, ema_decay=0.99, validations=2, seed=seed), budget, device,
-              should_stop=should_stop)
+        train(Pretraining(model, collection.valid[:2], True), own_share(windows, PRETRAINING.batch_size, device), replace(PRETRAINING, learning_rate=1e-3, ema_decay=0.99, validations=2, seed=seed), budget, device,
+              should_stop=should_stop, checkpoints=checkpoints)
     return model.eval()
 
-def _write_down(model, windows, collection, columns, n_excerpts, progress_callback):
+def _write_down(model, windows, collection, columns, n_excerpts, progress_callback, should_stop):
     "A dialect: what there is to learn from, in the codes of one model"
-    excerpts = extract_code_sequences(model, windows, columns, n_excerpts, progress_callback=progress_callback)
-    return Dialect(model.quantizer.codebooks.detach(), excerpts, file_sequences(model, excerpt(collection.valid, 4000)))
+    excerpts = extract_code_sequences(model, windows, columns, n_excerpts, progress_callback=progress_callback, enough=should_stop)
+    return Dialect(model.quantizer.codebooks.detach(), excerpts, file_sequences(model, excerpt(collection.valid, 4000), should_stop=should_stop))
+
+def _with_prior(base, prior, about):
+    known = {name: x.detach().half().cpu() for name, x in prior.state_dict().items() if not name.startswith(_OF_ITS_OWN)}
+    return BaseModel({**base.tensors, **_as_prior(known)}, {**base.about, 'prior': about})
 
 def _prior_to_train(cfg, base):
     "Goes on from the base model's, if that has this shape"
@@ -302,31 +349,31 @@ def pretrain_prior(
     progress_callback=None,          # called with (fraction, text)
     should_stop=lambda: False,
     on_event=None,                   # called with a dict for everything that happens
-) -> BaseModel:                      # the same, with a prior
+    checkpoints: Checkpoints = None, # where to keep what a killed pretraining needs to go on
+) -> BaseModel:                      # the same, with a prior; as it is when it was asked to stop before the first step
     "Train a prior for sounds of all kinds, which reads vectors and no numbers; goes on from the one that is there, if it has this shape"
     device, tell = pick_device(device), lambda low, high: part_of_progress(progress_callback, low, high)
     budget = lambda share: Budget(steps=max(1, round(share * steps))) if steps else Budget(minutes=share * minutes)
     collection, dialects = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.05)), []
-    cfg = replace(cfg, codebook_size=codes.codebook_size, n_quantizers=codes.n_quantizers)
+    cfg, part = replace(cfg, codebook_size=codes.codebook_size, n_quantizers=codes.n_quantizers), lambda name: _part(checkpoints, name, minutes, steps)
+    if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, prior=asdict(cfg), codes=asdict(codes), excerpts=n_excerpts, synthesised=n_synthesised)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         windows = PretrainingWindows(collection, 1, seed, n_synthesised, progress_callback=tell(0.05, 0.1))
         for i in range(n_dialects):
-            if dialects and should_stop(): break
-            model = _learn_dialect(base, codes, collection, i and budget(DIALECT_SHARE), seed + i, device, should_stop)
-            dialects.append(_write_down(model, windows, collection, cfg.max_columns, n_excerpts, tell(0.1 + 0.2 * i / n_dialects, 0.3)))
+            model = _learn_dialect(base, codes, collection, i and budget(DIALECT_SHARE), seed + i, device, should_stop, part(f'dialect-{i}'))
+            dialects.append(_write_down(model, windows, collection, cfg.max_columns, n_excerpts, tell(0.1 + 0.2 * i / n_dialects, 0.3), should_stop))
+            if asked_of_any(should_stop): return base
         prior = _prior_to_train(cfg, base).to(device)
         objective = _NextVector(prior, dialects)
         result = train(objective, own_share(Dialects(prior, dialects, PRETRAINING.batch_size, seed), PRETRAINING.batch_size, device),
                        prior_training_config(ema_decay=0.999, patience=1.0, seed=seed), budget(1 - DIALECT_SHARE * (n_dialects - 1)), device,
-                       tell(0.3, 1), should_stop, on_event=on_event)
-    if not math.isfinite(result.best): return base                    # stopped before there was anything to keep
+                       tell(0.3, 1), should_stop, part('prior'), on_event)
     about = dict(steps=result.steps, minutes=round(result.seconds / 60, 1), bits_per_code=round(result.best, 3), bits_in_a_gap=objective.gap_bits(), shape=_prior_shape(cfg), dialects=len(dialects),
                  excerpts=n_excerpts, seed=seed, recordings=len(collection.names), synthesised=windows.made,
                  collection=collection.files.fingerprint, before=base.about['prior'] if fits_prior(base, cfg) else None, library_version=__version__)
     dialects[0].speak(prior)                                          # of the base model itself
-    known = {name: x.detach().half().cpu() for name, x in prior.state_dict().items() if not name.startswith(_OF_ITS_OWN)}
-    return BaseModel({**base.tensors, **_as_prior(known)}, {**base.about, 'prior': about})
+    return _with_prior(base, prior, about) if math.isfinite(result.best) else base
 
 # %% ../nbs/08a_base.ipynb #104fafa2
 _LABELS = 'embedding.label.weight'   # has a row for each class of sound, the first for none: that alone is known

@@ -24,16 +24,16 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'watch', 'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines',
            'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
            'estimate_for', 'later_settings', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target',
-           'base_lines', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings',
-           'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips', 'fact_words',
-           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
-           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'at_rate', 'decode',
-           'reconstruct_file', 'say_reconstructions', 'reconstruction_targets', 'find_reconstructable', 'reconstruct',
-           'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary',
-           'morph', 'paste', 'join', 'where_words', 'diff', 'evaluate', 'beginning', 'info_rows', 'info', 'bench',
-           'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model', 'remove_model',
-           'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo',
-           'main']
+           'base_lines', 'write_base', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
+           'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips',
+           'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option',
+           'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'at_rate',
+           'decode', 'reconstruct_file', 'say_reconstructions', 'reconstruction_targets', 'find_reconstructable',
+           'reconstruct', 'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by', 'operate', 'edit',
+           'rewrite', 'vary', 'morph', 'paste', 'join', 'where_words', 'diff', 'evaluate', 'beginning', 'info_rows',
+           'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model',
+           'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture',
+           'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, html, inspect, json, math, os, re, signal, sys, tempfile, time
@@ -868,30 +868,38 @@ PriorMinutes = option(Optional[float], 'How long its prior may take, or, with --
 BaseStart = option(Optional[Path], 'A base model to go on from: it has learned to see, and goes on with its codes.', '--start', metavar='FILE')
 BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
 
+def write_base(base, target:Path, interrupted:bool) -> dict: # for programs
+    "Save a base model, one that was cut short over nothing that is there, and print how it went"
+    from distill.base import base_path, save_base
+    kept = dict(kept=str(target)) if interrupted and target.exists() else {}
+    if kept: target = target.with_stem(f'{target.stem}-unfinished')
+    save_base(base, target)
+    print(*base_lines(base.about, target, base_path()), sep='\n')
+    return dict(base.about, model=str(target), interrupted=interrupted, **kept)
+
 @command
 def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinutes=None, steps:Steps=None, prior_minutes:PriorMinutes=None,
-             seed:BaseSeed=0, device:Device=None, as_json:AsJson=False):
+             seed:BaseSeed=0, resume:Resume=None, device:Device=None, as_json:AsJson=False):
     "Train a base model on recordings of all kinds, for other models to start from."
-    from distill.base import base_path, load_base, pretrain, pretrain_prior, save_base
+    from distill.base import load_base, pretrain, pretrain_prior
+    from distill.fitting import clear_checkpoints, unfinished
+    from distill.training import asked_of_any
     if minutes and steps is not None: raise typer.BadParameter('give either --minutes or --steps.')
     if steps == 0 and not start: raise typer.BadParameter('--steps 0 needs --start FILE.')
     target, stop, before = base_target(out), Stopper(), start and load_base(start)
-    minutes = minutes or 60.0
+    minutes, checkpoints = minutes or 60.0, find_checkpoints(target, resume)
     if prior_minutes is None: prior_minutes = 0.0 if steps == 0 else 0.6 * minutes
     with watch(minutes=minutes + prior_minutes if steps is None else None) as (bar, seen), stop.listening():
         tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        base = pretrain(folder, minutes, steps, seed, start=before, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
-        if prior_minutes and not stop():
-            base = pretrain_prior(base, folder, prior_minutes, steps or None, seed, device=device, progress_callback=tell, should_stop=stop, on_event=seen)
+        how = dict(device=device, progress_callback=tell, should_stop=stop, on_event=seen, checkpoints=checkpoints)
+        base = pretrain(folder, minutes, steps, seed, start=before, **how)
+        if prior_minutes and not asked_of_any(stop): base = pretrain_prior(base, folder, prior_minutes, steps or None, seed, **how)
     if stop() and not is_number([None, *base.about['held_out_log_mel_l1']][-1]):
         print('nothing was learned yet, and nothing was written', file=sys.stderr)
-        raise Interrupted(stop.code)
-    kept = dict(kept=str(target)) if stop() and target.exists() else {}
-    if kept: target = target.with_stem(f'{target.stem}-unfinished')
-    save_base(base, target)
-    report = dict(base.about, model=str(target), interrupted=bool(stop()), **kept)
-    print(*base_lines(base.about, target, base_path()), sep='\n')
-    if stop(): raise Interrupted(stop.code, report)
+        raise Interrupted(stop.code, dict(resume=unfinished(checkpoints)))
+    report = write_base(base, target, stop()) if is_main() else {}
+    if stop(): raise Interrupted(stop.code, dict(report, resume=unfinished(checkpoints)))
+    if is_main(): clear_checkpoints(checkpoints)
     return report
 
 # %% ../nbs/15_cli.ipynb #7f8a07e1

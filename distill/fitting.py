@@ -69,9 +69,7 @@ def _check(minutes, epochs):
     if epochs is None and minutes <= 0: raise ValueError(f'minutes={minutes}: expected more than 0, such as 5')
 
 def _below(checkpoints, stage, minutes, epochs):  # those of one stage; what was asked for at first is what counts
-    if not checkpoints: return None
-    return Checkpoints(checkpoints.folder / stage, checkpoints.every_seconds, checkpoints.keep, checkpoints.resume,
-                       dict(minutes=None if epochs else minutes) | checkpoints.about)
+    return checkpoints and checkpoints.of(stage, **dict(minutes=None if epochs else minutes) | checkpoints.about)
 
 def _rounded(x):
     if isinstance(x, (list, tuple)): return [_rounded(v) for v in x]
@@ -334,8 +332,8 @@ def unfinished(checkpoints: Checkpoints) -> str:  # '' when there are none
     return '' if not found else f"{found[-1][1].replace('-', ' ')}, step {int(found[-1][0][5:])}"
 
 def clear_checkpoints(checkpoints: Checkpoints):
-    "Remove those of both stages"
-    for stage in ('stage-1', 'stage-2'): _below(checkpoints, stage, None, None).clear()
+    "Remove those of all stages"
+    for stage in checkpoints.folder.glob('stage-*'): checkpoints.of(stage.name).clear()
     checkpoints.clear()
 
 def is_finished(loaded: LoadedVQModel) -> bool:

@@ -275,9 +275,9 @@ class Checkpoints:
         if every_seconds < 0: raise ValueError(f'every_seconds={every_seconds}: expected 0 or more')
         self.folder, self.every_seconds, self.keep, self.resume, self.about = Path(folder), every_seconds, keep, resume, about or {}
 
-    def of(self, **about):
-        "The same folder, for a run of which more is known"
-        return Checkpoints(self.folder, self.every_seconds, self.keep, self.resume, self.about | about)
+    def of(self, under='', **about):
+        "The same folder, or one in it, for a run of which more is known"
+        return Checkpoints(self.folder / under, self.every_seconds, self.keep, self.resume, self.about | about)
 
     def files(self) -> list:
         "The checkpoints, oldest first"
