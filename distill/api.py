@@ -346,10 +346,11 @@ class _Rewriting:
         keep_levels: int = 1,     # how many of the coarse levels stay as they are
         seed: int = 0,            # of the first; the others follow
         sampling: SamplingConfig = USUAL_SAMPLING,
+        label: str = '',          # a class of sound that the model knows
         progress: bool = True,    # show a bar
     ) -> list:                    # of `CodeGrid`s
         "Takes of the same sound: its coarse levels, and fine ones drawn anew by the model"
-        with progress_bar(progress) as tell: return variations(self.loaded, self._grid(sound), n, keep_levels, sampling, seed, tell)
+        with progress_bar(progress) as tell: return variations(self.loaded, self._grid(sound), n, keep_levels, sampling, seed, label, tell)
 
 # %% ../nbs/14_api.ipynb #e82e8a61
 class Distill(_Files, _Fitting, _Generating, _Playing, _Coding, _Rewriting, _Editing):

@@ -1380,8 +1380,8 @@ TakesOut = option(Path, 'The folder for them.', '--out', '-o', metavar='DIR')
 @command
 @spread(form=FILE_FORM)
 def vary(model:Model, source:GridIn, out:TakesOut, count:Takes=4, keep_levels:Keep=1, seed:EditSeed=0, preset:Preset=None,
-         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, ending:Ending=None, form:dict=None, device:Device=None,
-         as_json:AsJson=False):
+         temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, label:Label='', ending:Ending=None, form:dict=None,
+         device:Device=None, as_json:AsJson=False):
     "Other takes of a sound: its coarse levels stay, MODEL draws the fine ones anew."
     from distill.model import load_model, read_model_info
     from distill.rewrite import variations
@@ -1391,10 +1391,10 @@ def vary(model:Model, source:GridIn, out:TakesOut, count:Takes=4, keep_levels:Ke
     targets = [sound_target(folder/f'{source.stem}-take{s}.{ending or "wav"}', inputs=(model, source), **form) for s in seeds]
     loaded = load_model(model, device)
     grid = read_grid(loaded, source)
-    with progress() as tell: takes = variations(loaded, grid, count, keep_levels, cfg, seed, tell)
+    with progress() as tell: takes = variations(loaded, grid, count, keep_levels, cfg, seed, label, tell)
     with telling([], lambda files: None) as files: # `write_grid` has told of them
         for take, target, s in zip(takes, targets, seeds):
-            about = dict(made_by='vary', source=source.name, keep_levels=keep_levels, sampling=changed(cfg, seed=s).to_dict())
+            about = dict(made_by='vary', source=source.name, keep_levels=keep_levels, label=label, sampling=changed(cfg, seed=s).to_dict())
             files.append(write_grid(loaded, take, target, form, about))
     return dict(files=files)
 

@@ -29,7 +29,7 @@ from .controls import Job, in_words
 from .pipeline import Clip, decode_to_mel, limit_peak
 from .rewrite import rewrite
 from .sampling import SamplingConfig, Stopped
-from .spectrogram import _overlap_add, mel_bands, mel_to_magnitudes, peak_phase, phase_noise
+from .spectrogram import mel_bands, mel_to_magnitudes, overlap_add, peak_phase, phase_noise
 from .vqvae import STRIDE
 
 # %% ../nbs/13a_editor.ipynb #961990ca
@@ -72,7 +72,7 @@ class _Stretch:
 
     def spectra(self, wav): return torch.fft.rfft(wav.unfold(0, self.cfg.n_fft, self.cfg.hop_length) * self.window)
 
-    def _add(self, frames): return _overlap_add(frames, self.cfg.hop_length, frames.new_zeros(self.cfg.n_fft - self.cfg.hop_length))
+    def _add(self, frames): return overlap_add(frames, self.cfg.hop_length, frames.new_zeros(self.cfg.n_fft - self.cfg.hop_length))
 
     def waveform(self, spectra):  # what was kept stays
         new = self._add(torch.fft.irfft(spectra, self.cfg.n_fft) * self.window) * self.scale

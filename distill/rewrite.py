@@ -138,6 +138,7 @@ def variations(
     keep_levels: int = 1,        # how many of the coarse levels stay as they are
     sampling: SamplingConfig = USUAL_SAMPLING,
     seed: int = 0,               # of the first; the others follow
+    label: str = '',             # a class of sound that the model knows; '': any
     progress_callback=None,      # called with (fraction, text)
     should_stop=lambda: False,
 ) -> list:                       # of grids
@@ -147,5 +148,5 @@ def variations(
     fine, found = grid.select(levels=range(keep_levels, grid.levels)), []
     for i in range(n):
         tell = progress_callback and (lambda fraction, text: progress_callback((i + fraction) / n, f'variation {i + 1}/{n}: {text}'))
-        found.append(rewrite(loaded, grid, fine, sampling, seed + i, progress_callback=tell, should_stop=should_stop))
+        found.append(rewrite(loaded, grid, fine, sampling, seed + i, label, tell, should_stop))
     return found

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['INVERSION_EXPONENT', 'SpectrogramConfig', 'spline', 'scripted', 'MelBands', 'mel_bands', 'mel_to_magnitudes',
-           'phase_noise', 'peak_phase', 'mel_griffin_lim', 'WaveformStream', 'stream_waveform', 'WholeWaveform',
-           'AudioSpectrogram', 'hz_to_mel', 'show_mel', 'log_mel_l1', 'multi_resolution_stft', 'WaveformRow',
-           'griffin_lim_peer', 'measure_waveform']
+           'phase_noise', 'peak_phase', 'overlap_add', 'mel_griffin_lim', 'WaveformStream', 'stream_waveform',
+           'WholeWaveform', 'AudioSpectrogram', 'hz_to_mel', 'show_mel', 'log_mel_l1', 'multi_resolution_stft',
+           'WaveformRow', 'griffin_lim_peer', 'measure_waveform']
 
 # %% ../nbs/02_spectrogram.ipynb #1f6419bf
 import math
@@ -181,11 +181,12 @@ def _follow(turns, source, step):  # phase before (k,), which bin each goes on f
     return step
 
 # %% ../nbs/02_spectrogram.ipynb #dc710982
-def _overlap_add(
-    frames,  # (f, n_fft)
-    hop: int,
-    before,  # what earlier frames contribute to the first n_fft − hop samples
-):  # (n_fft + (f − 1) · hop,)
+def overlap_add(
+    frames,    # windowed frames (f, n_fft)
+    hop: int,  # samples from one to the next; n_fft is a multiple of it
+    before,    # what earlier frames contribute to the first samples (n_fft − hop,)
+):  # their sum (n_fft + (f − 1) · hop,)
+    "Frames laid over one another, each a hop after the one before"
     n, parts = len(frames), frames.shape[1] // hop
     out = frames.new_zeros([n + parts - 1, hop])
     out[:parts - 1] = before.view(-1, hop)
@@ -198,7 +199,7 @@ def _rounds(spec, mags, mel, down: list[tuple[int, int, torch.Tensor]], up: list
             n_mags: int, n: int, momentum: float, exponent: float):
     wav = last = scale
     for i in range(n + 1):
-        wav = _overlap_add(torch.fft.irfft(spec, len(window)).mul_(window), hop, before).mul_(scale)
+        wav = overlap_add(torch.fft.irfft(spec, len(window)).mul_(window), hop, before).mul_(scale)
         if i < n:
             ahead = torch.lerp(last, wav, 1 + momentum) if i else wav
             last, spec = wav, torch.fft.rfft(ahead.unfold(0, len(window), hop) * window)
@@ -238,7 +239,7 @@ def _first_guess(mel, floor: float, last, mags_before, noise, turn_per_bin: floa
 @scripted
 def _scale(window, n: int, hop: int, weight_before, first: int, end: int):
     "1 / what windows add up to, 0 before the first sample and from the last one on"
-    scale = 1 / _overlap_add((window**2).expand(n, -1), hop, weight_before).clamp(min=1e-2)
+    scale = 1 / overlap_add((window**2).expand(n, -1), hop, weight_before).clamp(min=1e-2)
     scale[:first] = 0
     scale[end:] = 0
     return scale
@@ -247,7 +248,7 @@ def _scale(window, n: int, hop: int, weight_before, first: int, end: int):
 def _leave_behind(spec, window, hop: int, before, weight_before):
     "What final frames contribute to the samples after them, and their windows"
     n, frames = len(spec) * hop, torch.fft.irfft(spec, len(window)).mul_(window)
-    return _overlap_add(frames, hop, before)[n:], _overlap_add((window**2).expand(len(spec), -1), hop, weight_before)[n:]
+    return overlap_add(frames, hop, before)[n:], overlap_add((window**2).expand(len(spec), -1), hop, weight_before)[n:]
 
 # %% ../nbs/02_spectrogram.ipynb #c30c2866
 class _OpenFrames:

@@ -118,6 +118,11 @@ def no_encoding(source):
             and 'encoding' not in [k.arg for k in n.keywords]]
 
 
+def private(source):
+    "Names with an underscore that a module takes from another one of ours."
+    return [o for o in imports(source) if o.startswith('distill.') and any(p[0]=='_' and p[:2]!='__' for p in o.split('.'))]
+
+
 def double_on_device(source):
     "Float64 before the way to the CPU: Apple's MPS has none."
     return re.findall(r'\.(?:double\(\)|to\(torch\.float64\))[\w.()]*\.cpu\(\)', source)
@@ -174,6 +179,7 @@ def test_module(name):
     assert not undeclared(source, REQUIRED, [*DEV, *PEERS]), 'add it to requirements in settings.ini'
     assert not no_encoding(source), "say encoding='utf-8'"
     assert not double_on_device(source), 'first .cpu(), then .double()'
+    assert not private(source), 'give it a name without an underscore'
     assert not stars(source)
 
 
@@ -263,6 +269,7 @@ NOTEBOOK = lambda output: stored(json.dumps({'cells': [{'outputs': [output]}], '
     (DECLARED, 'def f(): import librosa', 'import librosa'),
     (no_encoding, 'p.read_text(encoding="utf-8"); open(p, "rb")', 'p.read_text()'),
     (no_encoding, 'open(p, "w", encoding="utf-8")', 'open(p, "w")'),
+    (private, 'from .model import load_model\nfrom . import __version__\nfrom os import _exit', 'from .model import _files'),
     (double_on_device, 'x.cpu().double()', 'x.double().cpu()'),
     (double_on_device, 'x.detach().cpu().double().numpy()', 'x.to(torch.float64).detach().cpu()'),
     (stars, 'from a import b', 'def f():\n    from a import *'),

@@ -10,8 +10,9 @@ from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner
 
 import distill.cli as cli
+from distill.api import Distill
 from distill.audio import load_audio
-from distill.codes import CodeGrid, CodesError, Region, encode
+from distill.codes import CodeGrid, CodesError, Region, decode, encode
 from distill.model import LoadedVQModel
 from distill.prior import CodeExcerpt, CodePrior, PriorConfig, fit_guess, gap_examination, look_ahead, next_given, prior_bits, random_gap
 from distill.rewrite import Gap, fill_place, rewrite, variations, windows
@@ -53,6 +54,18 @@ def m(tmp_path_factory):
     loaded = LoadedVQModel(model.eval(), prior, AudioSpectrogram(), torch.device('cpu'), SpectrogramConfig(), cfg, prior.cfg)
     return SimpleNamespace(folder=folder, loaded=loaded, file=loaded.save(folder/'m.distill'), sound=next((folder/'sounds').rglob('*.flac')),
                            grid=encode(loaded, synthesise('bells', seed=1, seconds=1.)), drum=next((folder/'sounds'/'drums').glob('*.flac')))
+
+
+@pytest.fixture
+def labelled(m, tmp_path):
+    "Its prior as if it had learned something about classes"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        prior = CodePrior(m.loaded.prior_config).eval()
+        with torch.no_grad(): prior.embedding.label.weight.normal_(std=5)
+        prior.set_vectors(m.loaded.model.quantizer.codebooks.detach())
+    loaded = replace(m.loaded, prior=prior)
+    return SimpleNamespace(loaded=loaded, grid=m.grid, file=loaded.save(tmp_path/'labelled.distill'))
 
 
 # --- what a gap may see
@@ -220,13 +233,26 @@ def test_variations(m):
     assert takes[1] == variations(m.loaded, m.grid, 1, 1, hot, seed=5)[0]
 
 
+def test_variations_of_a_class(labelled, tmp_path):
+    "As `rewrite` draws with it; the same from Python and from the command line"
+    m, hot = labelled, SamplingConfig(temperature=2.)
+    takes = {label: variations(m.loaded, m.grid, 2, 2, hot, 3, label) for label in ('', 'bells', 'drums')}
+    assert len({grid for both in takes.values() for grid in both}) == 6
+    assert takes['drums'][1] == rewrite(m.loaded, m.grid, m.grid.select(levels=(2, 3)), hot, 4, 'drums')
+    assert takes['drums'] == Distill(m.loaded).vary(m.grid, 2, 2, 3, hot, 'drums', progress=False)
+    report('vary', m.file, m.grid.save(tmp_path/'a.npz'), '-o', tmp_path/'t', '--count', 1, '--keep-levels', 2, '--seed', 3, '--temperature', 2, '--top-p', 0, '--label', 'drums')
+    heard, made = load_audio(tmp_path/'t'/'a-take3.wav').wav, decode(m.loaded, takes['drums'][0])
+    assert (heard - made).abs().max() < 2e-5 < (heard - decode(m.loaded, takes[''][0])).abs().max()
+    assert json.loads((tmp_path/'t'/'a-take3.wav.json').read_text(encoding='utf-8'))['label'] == 'drums'
+
+
 @pytest.mark.parametrize('use, words', [
     (lambda m: rewrite(replace(m.loaded, prior=None), m.grid, m.grid.select()), 'no prior yet'),
     (lambda m: rewrite(replace(m.loaded, prior_config=replace(m.loaded.prior_config, gap_share=0.)), m.grid, m.grid.select()), 'never seen a gap'),
     (lambda m: rewrite(m.loaded, m.grid, None), 'no region'), (lambda m: rewrite(m.loaded, m.grid, m.grid.repeat(2).select()), 'select it on this grid'),
     (lambda m: rewrite(m.loaded, replace(m.grid, model_fingerprint='x'), m.grid.select()), 'another model'),
     (lambda m: rewrite(m.loaded, m.grid, m.grid.select(), label='dogs'), 'knows bells'),
-    (lambda m: variations(m.loaded, m.grid, keep_levels=0), 'keep_levels=0'), (lambda m: variations(m.loaded, m.grid, 0), 'n=0')])
+    (lambda m: variations(m.loaded, m.grid, keep_levels=0), 'keep_levels=0'), (lambda m: variations(m.loaded, m.grid, label='dogs'), 'knows bells'), (lambda m: variations(m.loaded, m.grid, 0), 'n=0')])
 def test_what_cannot_be_rewritten(m, use, words):
     with pytest.raises(CodesError, match=words): use(m)
 
@@ -354,7 +380,7 @@ def test_what_a_check_finds_is_said(m, tmp_path):
     ('edit M A dance -o b.npz', 2, 'none of reverse, shift'), ('edit M A shift -o b.npz', 2, 'wants a number'), ('edit M A crop --by 2 -o b.npz', 2, 'takes none'),
     ('edit M A repeat --by 1.5 -o b.npz', 2, 'not a whole number'), ('edit M A repeat --by 0 -o b.npz', 1, 'times=0'), ('edit M A crop --from 50 -o b.npz', 1, 'outside the grid'),
     ('edit M A remove -o b.npz', 1, 'nothing would be left'), ('edit M A reverse --levels 9 -o b.npz', 1, 'some of 0 to 3'), ('edit M A reverse --from 2 --to 1 -o b.npz', 1, 'the smaller first'),
-    ('rewrite M A --temperature 9 -o b.npz', 2, 'from 0.1 to 2'), ('rewrite M A --label dogs -o b.npz', 1, 'dogs'), ('vary M A --keep-levels 4 -o takes', 1, '--keep-levels 4: expected 1 to 3'),
+    ('rewrite M A --temperature 9 -o b.npz', 2, 'from 0.1 to 2'), ('rewrite M A --label dogs -o b.npz', 1, 'dogs'), ('vary M A --label dogs -o takes', 1, 'dogs'), ('vary M A --keep-levels 4 -o takes', 1, '--keep-levels 4: expected 1 to 3'),
     ('paste M A A --at 50 -o b.npz', 1, 'to_s=50'), ('paste M A A --at -1 -o b.npz', 2, '--at'), ('paste M A A --from 50 -o b.npz', 1, 'outside the grid'),
     ('paste M A none.npz -o b.npz', 1, 'there is no file'), ('paste M A A -o A', 1, 'is an input'), ('paste M A X -o b.npz', 1, 'another model'),
     ('paste M A L --from 0.8 -o b.npz', 1, 'say where it goes with --at'), ('join M A -o b.npz', 2, 'two or more'), ('join M A X -o b.npz', 1, 'another model'),

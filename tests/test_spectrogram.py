@@ -11,7 +11,7 @@ from torchaudio.functional import melscale_fbanks
 from distill import spectrogram
 from distill.model import config_from_dict
 from distill.spectrogram import (AudioSpectrogram, MelBands, SpectrogramConfig, WaveformStream, log_mel_l1, measure_waveform,
-                                 mel_to_magnitudes, multi_resolution_stft, stream_waveform)
+                                 mel_to_magnitudes, multi_resolution_stft, overlap_add, stream_waveform)
 from distill.synthesis import synthesise
 
 SPECTROGRAM = AudioSpectrogram()
@@ -220,3 +220,13 @@ def test_inversion_settles():
     bands, mel = MelBands(fbank), true @ fbank
     off = [(bands.to_mel(mel_to_magnitudes(mel, bands, steps))[mel > 1e-4] / mel[mel > 1e-4]).log().abs().mean() for steps in (0, 4, 16)]
     assert off[2] < off[1] / 3 < off[0] / 9
+
+
+@pytest.mark.parametrize('n, hop', [(1, 4), (3, 2), (5, 1), (4, 8)])
+def test_overlapping_frames_add_up(n, hop):
+    "Against a loop; what came before is in the first samples"
+    frames, before = torch.randn(n, 8), torch.randn(8 - hop)
+    wanted = torch.zeros(8 + (n - 1)*hop)
+    wanted[:8 - hop] = before
+    for i, frame in enumerate(frames): wanted[i*hop:i*hop + 8] += frame
+    assert torch.allclose(overlap_add(frames, hop, before), wanted, atol=1e-5)
