@@ -23,17 +23,17 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'say_diagnosis', 'doctor', 'list_model', 'find_checkpoints', 'finished_already', 'write_event', 'events',
            'watch', 'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines',
            'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
-           'estimate_for', 'later_settings', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target',
-           'base_lines', 'write_base', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings',
-           'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips',
-           'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option',
-           'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'at_rate',
-           'decode', 'reconstruct_file', 'say_reconstructions', 'reconstruction_targets', 'find_reconstructable',
-           'reconstruct', 'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by', 'operate', 'edit',
-           'rewrite', 'vary', 'morph', 'paste', 'join', 'where_words', 'diff', 'evaluate', 'beginning', 'info_rows',
-           'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model',
-           'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture',
-           'demo_text', 'demo', 'main']
+           'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines',
+           'write_base', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings',
+           'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips', 'fact_words',
+           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
+           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'at_rate', 'decode',
+           'reconstruct_file', 'say_reconstructions', 'reconstruction_targets', 'find_reconstructable', 'reconstruct',
+           'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary',
+           'morph', 'paste', 'join', 'where_words', 'diff', 'evaluate', 'beginning', 'info_rows', 'info', 'bench',
+           'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model', 'remove_model',
+           'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo',
+           'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, html, inspect, json, math, os, re, signal, sys, tempfile, time
@@ -759,10 +759,6 @@ def estimate_for(collection, epochs, device, from_scratch, settings, tell):
     if not epochs or epochs*epoch_steps(collection, TrainingConfig(**settings['stage_1']).batch_size) < 300: return None
     return measure_training(collection, device, from_scratch=from_scratch, progress_callback=tell, **settings)
 
-def later_settings(settings:dict) -> dict: # for `Checkpoints.of`
-    "Those of stage 2, which a fit that was cut short in stage 1 would not know: it goes on with the same, too"
-    return {f'stage 2: {name}': value for name, value in (settings['prior'] | settings['stage_2']).items()}
-
 def check_budget(minutes:float, epochs:int) -> tuple: # minutes, epochs
     "Five minutes, where nothing is given"
     if minutes and epochs: raise typer.BadParameter('give either --minutes or --epochs.')
@@ -778,7 +774,7 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=Fal
     from distill.training import all_of, pick_device
     target, stop, device, settings = model_target(out), Stopper(), pick_device(device), settings or fit_settings()
     if done := finished_already(target, resume, stages): return done, None, None
-    checkpoints = find_checkpoints(target, resume, save_every).of(**later_settings(settings))
+    checkpoints = find_checkpoints(target, resume, save_every)
     train = partial(fit_model, **settings) if stages == 2 else partial(fit_codes, vqvae=settings['vqvae'], training=settings['stage_1'])
     with listen or events() as told:
         with progress(quiet=quiet) as tell:

@@ -314,7 +314,8 @@ def fit_model(
     started, device = time.perf_counter() - spent, pick_device(device)
     collection = collection or load_collection(folder, dataset, progress_callback=part_of_progress(progress_callback, 0, 0.03))
     left = lambda trained=0.0: max(0.02, minutes - max(trained, (time.perf_counter() - started) / 60))
-    if checkpoints: checkpoints = checkpoints.of(minutes=None if epochs else minutes)
+    later = {f'stage 2: {name}': value for name, value in {**(prior or {}), **(stage_2 or {})}.items()}    # stage 1 goes on with the same, too
+    if checkpoints: checkpoints = checkpoints.of(minutes=None if epochs else minutes, **later)
     share = stage_1_settings(collection, vqvae, from_scratch, stage_1).share
     loaded = fit_codes(folder, share * left(), epochs, seed, device, dataset, stage_1, vqvae=vqvae, from_scratch=from_scratch, collection=collection,
                        progress_callback=part_of_progress(progress_callback, 0.03, share), should_stop=should_stop,

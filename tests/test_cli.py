@@ -256,7 +256,7 @@ def test_one_number_is_for_both_stages_and_nothing_given_is_what_suits(w, tmp_pa
 
 @pytest.mark.parametrize('when, options, words', [
     (LATE, ['--levels', 2], 'n_quantizers was'), (LATE, ['--codes', 24], 'codebook_size was'), (LATE, ['--batch-size', '8,16'], 'batch_size was'),
-    (LATE, ['--learning-rate', 0.01], 'learning_rate was'), (LATE, ['--held-out', 0.34], 'valid_fraction was'), (LATE, ['--width', 64], 'stage 2: d_model was 64 and is None'),
+    (LATE, ['--learning-rate', 0.01], 'learning_rate was'), (LATE, ['--held-out', 0.34], 'valid_fraction was'), (LATE, ['--width', 64], 'stage 2: d_model was 64 and is 32'),
     (LATE, ['--batch-size', '16,8'], 'stage 2: batch_size was'), (PRIOR, ['--layers', 2], 'n_layers was')], ids=lambda o: o[0] if isinstance(o, list) else '')
 def test_a_fit_goes_on_with_the_settings_that_it_was_begun_with(w, tmp_path, monkeypatch, when, options, words):
     "Those of stage 2 are asked about also when stage 1 was cut short."
