@@ -607,6 +607,8 @@ class Diagnosis:
     @property
     def verdict(self) -> str: "Whether they are enough, in a sentence"; return _verdict(self)
     @property
+    def in_short(self) -> str: "The same for those who have decided how long to learn"; return _verdict(self, '')
+    @property
     def advice(self) -> list: "What would make it better, the most frequent first"; return _advice(self.files, self.groups)
 
     def to_dict(self) -> dict:  # ready for JSON
@@ -630,13 +632,13 @@ class Diagnosis:
     def _repr_html_(self): return _page(self)
 
 # %% ../nbs/03_dataset.ipynb #e9f10382
-def _verdict(found):
+def _verdict(found, time='; learn it for {} minutes or more'):
     n, seconds = found.n_sounds, found.seconds
     if not found.files.reports: return 'there are no sound files here'
     if n == 0: return 'there is no usable sound here: each file says what is wrong with it'
     if n == 1: return ('one usable sound is not enough: one is held out to measure what was learned. '
                        'Add sounds, or cut it in pieces')
-    words = f'ready: {n} sounds, {seconds / 60:.1f} minutes to be heard; learn it for {found.minutes} minutes or more'
+    words = f'ready: {n} sounds, {seconds / 60:.1f} minutes to be heard' + time.format(found.minutes)
     if n < 5 or seconds < 10: return words + ('. It is little sound: expect echoes of it rather than new ideas. '
                                               'Twenty sounds, or a minute in all, make a difference')
     if n < 20 or seconds < 60: return words + '. A small collection: new sounds will stay close to the ones that are here'

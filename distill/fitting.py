@@ -153,7 +153,7 @@ def fit_codes(
     _check(minutes, epochs)
     ends, device = time.perf_counter() + (math.inf if epochs else 60 * minutes - spent), pick_device(device)
     collection = collection or load_collection(folder, dataset, progress_callback=part_of_progress(progress_callback, 0, 0.05))
-    tell(on_event, device, 'doctor', '', text=diagnose(collection).verdict, diagnosis=diagnose(collection).to_dict())
+    tell(on_event, device, 'doctor', '', text=diagnose(collection).in_short, diagnosis=diagnose(collection).to_dict())
     settings = stage_1_settings(collection, vqvae, from_scratch, training, seed)
     exam = set_exam(collection, settings.cfg, device, MEASURING_SHARE * (ends - time.perf_counter()))
     budget = _budget(ends - exam.seconds - time.perf_counter(), epochs, collection, settings.training)

@@ -333,7 +333,7 @@ class TerminalView:
         t, going_on = self.training, self.training.stage and self.training.stage.ended is None
         if t.verdict: yield _line_of((t.verdict, 'dim'))
         if t.unused: yield _words_of(t.unused, 'yellow')
-        if t.pace: yield _words_of(t.pace, 'dim')
+        if t.pace and not t.over: yield _words_of(t.pace, 'dim')
         if not t.stages:
             yield _line_of(*_bar(t.fraction, console), f' {t.fraction:4.0%}  {time_words(t.elapsed)}  {t.text}')
             return
@@ -480,7 +480,7 @@ def _head_html(training):
     words = f'{stage.name.capitalize()}: {stage_words(stage)}' if going_on else '' if training.ending == 'Done' else training.text
     verdict = f'<div>{html.escape(training.verdict)}</div>' if training.verdict else ''
     if training.unused: verdict += f'<div class="distill-warning">⚠ {html.escape(training.unused)}</div>'
-    pace = f'<div>{html.escape(training.pace)}</div>' if training.pace else ''
+    pace = f'<div>{html.escape(training.pace)}</div>' if training.pace and not training.over else ''
     return f'{verdict}{bar}<div class="distill-head"><b>{left}</b>{" · " if words else ""}{html.escape(words)}</div>{pace}'
 
 def _stage_html(stage):
