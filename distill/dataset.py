@@ -617,9 +617,7 @@ class Diagnosis:
                     tier=self.tier._asdict(), ready=self.ready, verdict=self.verdict, advice=self.advice,
                     minutes=self.minutes, training=self.estimate and self.estimate.to_dict())
 
-    def show(self, axes=None):  # the axes
-        "A picture: see `show_diagnosis`"
-        return show_diagnosis(self, axes)
+    def show(self, axes=None): "A picture: see `show_diagnosis`"; return show_diagnosis(self, axes)
 
     @property
     def words(self) -> list:  # lines
