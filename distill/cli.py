@@ -18,10 +18,10 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'DeleteFile', 'LAB_NOTEBOOK', 'LabFolder', 'LabModel', 'NoBrowser', 'LabPort', 'DEMO_NOTE', 'DemoOut',
            'DemoMinutes', 'Interrupted', 'Refused', 'telling', 'explain', 'plain', 'on_signals', 'interrupt', 'Stopper',
            'is_main', 'run_named', 'attempt', 'Commands', 'command', 'option', 'argument', 'flag', 'check_target',
-           'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'file_form', 'export_config', 'spread',
-           'progress', 'part', 'presentation', 'fit_settings', 'diagnosis_words', 'columns', 'clock', 'file_table',
-           'say_diagnosis', 'doctor', 'list_model', 'find_checkpoints', 'finished_already', 'write_event', 'events',
-           'watch', 'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines',
+           'check_target_folder', 'wrong_out', 'model_target', 'sound_target', 'export_config', 'spread', 'progress',
+           'part', 'presentation', 'fit_settings', 'diagnosis_words', 'columns', 'clock', 'file_table', 'say_diagnosis',
+           'doctor', 'list_model', 'find_checkpoints', 'finished_already', 'write_event', 'events', 'watch',
+           'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines',
            'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
            'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines',
            'write_base', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings',
@@ -381,10 +381,6 @@ def sound_target(
     return check_target(path, inputs)
 
 # %% ../nbs/15_cli.ipynb #c4a534ea
-def file_form(**given) -> dict: # fields of `ExportConfig`
-    "The options about the file that were given"
-    return {k: v for k, v in given.items() if v is not None}
-
 def export_config(form:dict): # an `ExportConfig`
     "What a file should be like"
     from distill.export import ExportConfig
@@ -639,17 +635,17 @@ def keep_or_drop(
     target:Path,    # where it goes
     code:int,       # exit code, when it was cut short
     checkpoints,    # those of the training
-    before=None,    # the scores that the model had before, if it had any
+    before=None,    # of a prior alone: the scores that the model had before
     library=True,   # put it on the list of the library
 ) -> dict: # `model`: the file; `library`: its name there, or None; `kept`: the file that it did not take the place of
     "Save a model, unless it was interrupted before there was anything to save, or anything better than before; checkpoints go when it is whole"
     from distill.fitting import clear_checkpoints, is_finished, unfinished
     if not is_main(): return dict(model=target, library=None)
     scores, whole = loaded.metadata['scores'], is_finished(loaded)
-    worse = before and scores.get('bits_per_code', math.inf) >= before.get('bits_per_code', math.inf)
+    bits = lambda scores: x if is_number(x := scores.get('bits_per_code')) else math.inf
+    worse = before is not None and bits(scores) >= bits(before)
     if not whole and (worse or not is_number(scores.get('log_mel_l1'))):
-        print('nothing better was learned yet, and nothing was written' if worse else
-              'nothing was learned yet, and nothing was written', file=sys.stderr)
+        print(f"nothing {'better ' if worse and bits(before) < math.inf else ''}was learned yet, and nothing was written", file=sys.stderr)
         raise Interrupted(code, dict(resume=unfinished(checkpoints)))
     path = target if whole else unfinished_target(loaded, target)
     save_or_rescue(loaded, path, bool(unfinished(checkpoints)))
@@ -826,8 +822,7 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
     target, stop = model_target(out) if out else check_target(model), Stopper()
     if done := finished_already(target, resume, 2): return done
     checkpoints, loaded = find_checkpoints(target, resume, save_every), load_model(model, device, with_prior=False)
-    scores = loaded.metadata.get('scores', {})
-    before = dict(scores) if 'bits_per_code' in scores else None
+    before = dict(loaded.metadata.get('scores', {}))
     listen = events(events_file, tensorboard, as_json)
     with listen as told, watch(minutes=None if epochs else minutes, quiet=as_json) as (tell, seen):
         collection = collection_of(loaded, folder, part(tell, 0, 0.05))
@@ -1081,15 +1076,14 @@ def make_new(model, out, as_folder, prompt, count, ending, preset, chance, asked
 
 # %% ../nbs/15_cli.ipynb #964d79e2
 @command
+@spread(form=FILE_FORM)
 def generate(
     model:Model, out:ClipOut, duration:Duration=None, seed:ClipSeed=None, count:Count=None, label:Label=None,
     guidance:Guidance=None, prompt:Prompt=None, prompt_seconds:PromptSeconds=None, loop:Loop=False, stitch:Stitch=None,
     overlap_ms:Overlap=None, preset:Preset=None,
     temperature:Temperature=None, top_k:TopK=None, top_p:TopP=None, min_p:MinP=None, typical_p:TypicalP=None,
     repetition_penalty:Penalty=None, penalty_context:PenaltyContext=None, argmax:Argmax=None, gumbel:Gumbel=False,
-    from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending=None, sample_rate:SampleRate=None,
-    bit_depth:BitDepth=None, lufs:Lufs=None, stereo:Width=None, dither:Dither=None, title:Title=None, artist:Artist=None,
-    album:Album=None, genre:Genre=None, comment:Comment=None, device:Device=None, as_json:AsJson=False,
+    from_sidecar:Sidecar=None, any_model:AnyModel=False, ending:Ending=None, form:dict=None, device:Device=None, as_json:AsJson=False,
 ):
     "Make new sound with MODEL, and beside each file a small JSON file that says how it was made."
     asked = dict(duration=duration, label=label, guidance=guidance, prompt_seconds=prompt_seconds, loop=loop or None, stitch=stitch,
@@ -1097,8 +1091,6 @@ def generate(
     chance = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
                   repetition_penalty=repetition_penalty, penalty_context=penalty_context, argmax=argmax,
                   gumbel=gumbel or None, seed=seed)
-    form = file_form(sample_rate=sample_rate, bit_depth=bit_depth, lufs=lufs, width=stereo, dither=dither, title=title,
-                     artist=artist, album=album, genre=genre, comment=comment)
     out, as_folder = out_path(out)
     if from_sidecar:
         refuse_changes(count=count, preset=preset, **asked, **chance)
@@ -1383,6 +1375,7 @@ def vary(model:Model, source:GridIn, out:TakesOut, count:Takes=4, keep_levels:Ke
     from distill.rewrite import variations
     cfg, levels = changed(find_preset(preset), temperature=temperature, top_k=top_k, top_p=top_p), read_model_info(model)['vqvae_config']['n_quantizers']
     if keep_levels >= levels: raise ValueError(f'--keep-levels {keep_levels}: expected 1 to {levels - 1}, for this model has {levels} levels')
+    if seed + count > TOP_SEED: raise typer.BadParameter(f'--seed {seed} leaves no room for {count} seeds.', param_hint="'--seed'")
     folder, seeds = check_target_folder(out), range(seed, seed + count)
     targets = [sound_target(folder/f'{source.stem}-take{s}.{ending or "wav"}', inputs=(model, source), **form) for s in seeds]
     loaded = load_model(model, device)

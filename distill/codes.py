@@ -128,7 +128,11 @@ def encode(
     if wav.ndim != 1 or not len(wav) or not wav.is_floating_point():
         raise CodesError(f'a waveform of shape {tuple(wav.shape)} and type {wav.dtype}: expected mono (t,), from -1 to 1')
     if not wav.isfinite().all(): raise CodesError('the waveform holds values that are not numbers')
-    sound = loaded.spectrogram_config
+    sound, cfg = loaded.spectrogram_config, loaded.vqvae_config
+    if given is not None:
+        shape = tuple(loaded.model.latent_shape(loaded.spectrogram.get_mel_shape(len(wav))))
+        if given.ndim != 3 or tuple(given.shape[:2]) != shape or given.shape[2] > cfg.n_quantizers: raise CodesError(f'given codes of shape {tuple(given.shape)}: expected {shape} and at most {cfg.n_quantizers} levels')
+        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < cfg.codebook_size: raise CodesError(f'given codes from {int(given.min())} to {int(given.max())}: this model has 0 to {cfg.codebook_size - 1}')
     return CodeGrid(encode_waveform(loaded, wav.float(), given=given), len(wav), sound.sample_rate, loaded.fingerprint, sound.hop_length)
 
 # %% ../nbs/10_codes.ipynb #3cbbc34a

@@ -118,12 +118,12 @@ PACE_STEPS = 20  # from which the time of one is taken
 
 class _Pace:
     "Hands events on, and tells once how many steps a time box has room for"
-    def __init__(self, tell, enough): self.tell, self.enough, self.minutes, self.first = tell, enough, None, None
+    def __init__(self, tell, enough, warmup): self.tell, self.enough, self.warmup, self.minutes, self.first = tell, enough, warmup, None, None
 
     def __call__(self, event):
         self.tell(event)
         if event['event'] == 'start': self.minutes = event['of'].get('minutes')
-        if event['event'] != 'progress' or not self.minutes: return
+        if event['event'] != 'progress' or not self.minutes or event['fraction'] < self.warmup: return     # without codes, steps are quicker
         self.first = self.first or event                      # not the beginning: the first step is slower
         if (n := event['step'] - self.first['step']) < PACE_STEPS: return
         each, left = (event['seconds'] - self.first['seconds']) / n, max(0.0, 60 * self.minutes - event['seconds'])
@@ -153,20 +153,21 @@ def fit_codes(
     _check(minutes, epochs)
     ends, device = time.perf_counter() + (math.inf if epochs else 60 * minutes - spent), pick_device(device)
     collection = collection or load_collection(folder, dataset, progress_callback=part_of_progress(progress_callback, 0, 0.05))
-    tell(on_event, device, 'doctor', '', text=diagnose(collection).in_short, diagnosis=diagnose(collection).to_dict())
+    diagnosis = diagnose(collection)
+    tell(on_event, device, 'doctor', '', text=diagnosis.in_short, diagnosis=diagnosis.to_dict())
     settings = stage_1_settings(collection, vqvae, from_scratch, training, seed)
     exam = set_exam(collection, settings.cfg, device, MEASURING_SHARE * (ends - time.perf_counter()))
     budget = _budget(ends - exam.seconds - time.perf_counter(), epochs, collection, settings.training)
     if checkpoints: checkpoints = _below(checkpoints, 'stage-1', minutes, epochs).of(base=settings.base and settings.base.about['created'])
     model, result = train_vqvae(collection, settings.cfg, settings.training, budget, device, part_of_progress(progress_callback, 0.05, 1),
-                                should_stop, settings.start, checkpoints, on_event and _Pace(on_event, diagnose(collection).tier.steps))
+                                should_stop, settings.start, checkpoints, on_event and _Pace(on_event, diagnosis.tier.steps, settings.cfg.quantizer_warmup))
     if progress_callback: progress_callback(1.0, 'stage 1: measuring it on held-out sounds')
     metadata = _describe_fit(collection, model, result, *_measured(model, collection, exam, ends, result, should_stop))
     tell(on_event, device, 'scores', 'stage 1', result, scores=metadata['scores'], warnings=metadata['warnings'])
-    return LoadedVQModel(
+    return _told(on_event, LoadedVQModel(
         model, None, AudioSpectrogram(collection.spectrogram.cfg).to(device), device, collection.spectrogram.cfg, settings.cfg, None,
         training_config=dict(seed=seed, dataset=asdict(collection.cfg), stage_1=asdict(settings.training),
-                             base=settings.base and settings.base.about), metadata=metadata)
+                             base=settings.base and settings.base.about), metadata=metadata))
 
 # %% ../nbs/08b_fitting.ipynb #d393e732
 def tell(on_event, device, kind, stage, result=None, **fields):
@@ -174,6 +175,11 @@ def tell(on_event, device, kind, stage, result=None, **fields):
     if on_event and processes(device).is_main_process:
         at = dict(step=result.steps, seconds=result.seconds) if result else dict(step=0, seconds=0.0)
         on_event(dict(event=kind, stage=stage) | at | fields)
+
+def _told(on_event, loaded):  # the model
+    "That a fit was asked to stop is told, also when that was between two trainings"
+    if not is_finished(loaded): tell(on_event, loaded.device, 'stopped', '', text='asked to stop: what was learned is kept')
+    return loaded
 
 def _measured(model, collection, exam, until, result, should_stop):  # nats, and a `LevelHealth` per level; those of the last validation for who asks to stop
     seen = [LevelHealth(**level) for level in result.history[-1].get('health', [])] if result.history else []
@@ -278,7 +284,7 @@ def fit_prior(
     if checkpoints: checkpoints = _below(checkpoints, 'stage-2', minutes, epochs).of(base=settings.base and settings.base.about['prior'])
     network, result, bits = train_prior(loaded.model, collection, settings.cfg, training, budget, loaded.device, part_of_progress(progress_callback, 0.05, 1),
                                         should_stop, checkpoints=checkpoints, on_event=on_event, start=settings.start, shown=partial(made_now, loaded))
-    if network is None: return replace(loaded, metadata=dict(loaded.metadata, stopped=loaded.metadata.get('stopped', [])[:1] + [result.stopped]))
+    if network is None: return _told(on_event, replace(loaded, metadata=dict(loaded.metadata, stopped=loaded.metadata.get('stopped', [])[:1] + [result.stopped])))
     scores = dict(loaded.metadata['scores'], bits_per_code=_rounded(bits.prior), unigram_bits_per_code=_rounded(bits.unigram),
                   bits_by_level=_rounded(bits.by_level), bits_per_code_by_the_second=_rounded(bits.alone),
                   bits_in_a_gap=_rounded(bits.gap))
@@ -286,8 +292,8 @@ def fit_prior(
     metadata = dict(about, scores=scores, minutes=round(about['minutes'] + result.seconds / 60, 3), notes=about.get('notes', []) + result.notes,
                     **{name: about.get(name, [])[:1] + [value] for name, value in (('steps', result.steps), ('stopped', result.stopped))})
     tell(on_event, loaded.device, 'scores', 'stage 2', result, scores=scores)
-    return replace(loaded, prior=network, prior_config=settings.cfg, metadata=metadata,
-                   training_config=dict(loaded.training_config, stage_2=asdict(training)))
+    return _told(on_event, replace(loaded, prior=network, prior_config=settings.cfg, metadata=metadata,
+                                   training_config=dict(loaded.training_config, stage_2=asdict(training))))
 
 # %% ../nbs/08b_fitting.ipynb #24aa89c2
 def fit_model(
@@ -320,7 +326,7 @@ def fit_model(
     loaded = fit_codes(folder, share * left(), epochs, seed, device, dataset, stage_1, vqvae=vqvae, from_scratch=from_scratch, collection=collection,
                        progress_callback=part_of_progress(progress_callback, 0.03, share), should_stop=should_stop,
                        checkpoints=checkpoints, on_event=on_event)
-    if asked_of_any(should_stop): return replace(loaded, metadata=dict(loaded.metadata, stopped=['asked to']))
+    if asked_of_any(should_stop): return _told(on_event, replace(loaded, metadata=dict(loaded.metadata, stopped=['asked to'])))
     # not the clock alone: a resumed run has trained before
     return fit_prior(loaded, folder, left(loaded.metadata['minutes']), epochs, seed, prior=prior, collection=collection, should_stop=should_stop, training=prior_training_config(**(stage_2 or {})),
                      progress_callback=part_of_progress(progress_callback, share, 1), checkpoints=checkpoints, on_event=on_event)

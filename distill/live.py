@@ -111,7 +111,7 @@ class Training:
 
 # %% ../nbs/08c_live.ipynb #e43c272e
 def _on_start(self, event):
-    name = event['stage']
+    name, self.pace = event['stage'], ''
     again = sum(s.name.split(',')[0] == name for s in self.stages)
     self.before += event['seconds'] if event['step'] else 0.0
     self.stages.append(Stage(f'{name}, sitting {again + 1}' if again else name, minutes=event['of'].get('minutes'), steps=event['step']))
@@ -164,8 +164,10 @@ def _on_doctor(self, event):
     if self.names_unused: self.unused = unused_words(event.get('diagnosis', {}))
 
 def _on_pace(self, event): self.pace = event['text']
+def _on_stopped(self, event):
+    if self.stage: self.stage.ended = 'asked to'
 
-Training._on_example, Training._on_doctor, Training._on_pace = _on_example, _on_doctor, _on_pace
+Training._on_example, Training._on_doctor, Training._on_pace, Training._on_stopped = _on_example, _on_doctor, _on_pace, _on_stopped
 
 # %% ../nbs/08c_live.ipynb #fe712601
 def seconds_left(self: Training) -> float:  # infinite while nobody knows

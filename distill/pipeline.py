@@ -534,7 +534,8 @@ def regenerate(
     try: about = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e: raise ValueError(f'{path} cannot be read as the settings of a clip: {e}') from e
     if not isinstance(about, dict) or about.get('made_by') != 'prior':
-        raise ValueError(f'{path} does not describe a generated clip: expected the JSON file beside one')
+        how = f" ({about['made_by']})" if isinstance(about, dict) and about.get('made_by') else ''
+        raise ValueError(f'{path} does not describe a generated clip{how}: only what `generate` made can be made again from the JSON file beside it')
     own = dict(model_fingerprint=loaded.fingerprint, prior_fingerprint=loaded.prior_fingerprint)
     if not any_model and any(about.get(name) != value for name, value in own.items()):
         raise ValueError(f"{path} was made with the model {about.get('model')!r} as it was then, and this is another one or has learned more since: "

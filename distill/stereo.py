@@ -40,7 +40,7 @@ def encode_stereo(
 ) -> StereoCodes:
     "The codes of both channels; raises `CodesError` for what is no stereo waveform"
     wav, levels = torch.as_tensor(wav), loaded.vqvae_config.n_quantizers
-    if wav.ndim != 2 or len(wav) != 2: raise CodesError(f'a waveform of shape {tuple(wav.shape)}: expected stereo (2, t)')
+    if wav.ndim != 2 or len(wav) != 2 or not wav.is_floating_point(): raise CodesError(f'a waveform of shape {tuple(wav.shape)} and type {wav.dtype}: expected stereo (2, t), from -1 to 1')
     if not (isinstance(common, int) and 0 <= common <= levels): raise CodesError(f'common={common!r}: expected a whole number from 0 to {levels}, for this model has {levels} levels')
     given = encode(loaded, wav.mean(0)).codes[..., :common] if common else None
     return StereoCodes(*(encode(loaded, channel, given) for channel in wav))

@@ -120,7 +120,7 @@ class TensorBoardLog:
         if kind in ('validation', 'stop'): self.writer.flush()
 
 def all_of(*listeners):
-    "One `on_event` in place of several; None when all of them are None. One that cannot write is left out from then on"
+    "One `on_event` in place of several; None when all of them are None. One that raises `OSError`, as where a disk is full, is left out from then on"
     listeners = [tell for tell in listeners if tell]
     def told(event):
         for tell in [*listeners]:
@@ -328,7 +328,8 @@ def _differences(then, now, name=''):
     if isinstance(then, dict) and isinstance(now, dict):
         return [d for k in {**then, **now} for d in _differences(then.get(k), now.get(k), f'{name}.{k}'.strip('.'))]
     if then == now: return []
-    if not name.startswith('files.'): return [f'{name} was {then} and is {now}']
+    told = lambda x: 'not given' if x is None else x
+    if not name.startswith('files.'): return [f'{name} was {told(then)} and is {told(now)}']
     return [f"{name[6:]} {'is new' if then is None else 'is gone' if now is None else 'has changed'}"]
 
 def _some(words, most=8): return '; '.join(words[:most]) + (f'; and {len(words) - most} more' if len(words) > most else '')
@@ -731,7 +732,7 @@ class Reconstruction(Objective):
         return dict(active=quantizer.active, counted=counted, lowest=self.lowest)
 
     def load_extra_state(self, state):
-        self.model.quantizer.active, self.lowest = state['active'], state['lowest']
+        self.model.quantizer.active, self.lowest = state['active'], state.get('lowest', [])
         for name, value in state['counted'].items(): setattr(self.model.quantizer, name, value.clone())
 
 # %% ../nbs/05_training.ipynb #e9aa790f

@@ -172,8 +172,8 @@ def health_warnings(
         say = lambda text: found.append(f'level {q}: {text}')
         if not math.isfinite(h.commitment): say('the commitment loss is not a number: training has diverged, lower the learning rate')
         if not settled: continue
-        if lowest and h.commitment > DIVERGING * lowest[q]:
-            say(f'sounds run away from its grains, which are {h.commitment / lowest[q]:.0f} times as far off as they were (commitment loss): training diverges, lower the learning rate')
+        if lowest and (further := h.commitment / max(lowest[q], 1e-4)) > DIVERGING:
+            say(f'sounds run away from its grains, which are {further:.0f} times as far off as they were (commitment loss): training diverges, lower the learning rate')
         if h.utilisation < 0.5: say(f'only {h.utilisation:.0%} of its codes, the grains that sounds are built of, are in use: these sounds need fewer, or more training')
         if h.dead > 0.3: say(f'{h.dead:.0%} of its grains of sound are hardly ever heard')
         if h.perplexity < codebook_size / 4: say(f'a few grains of sound do all the work, as {h.perplexity:.0f} equal ones of {codebook_size} would: its palette is narrow')

@@ -376,6 +376,9 @@ def test_an_unfinished_prior(w, tmp_path, monkeypatch):
     "It is added to codes that have none, and does not take the place of one that was learned to the end."
     codes, whole = tmp_path/'codes.distill', Path(shutil.copy(w.model, tmp_path/'whole.distill'))
     report('train', w.sounds, '-o', codes, '--epochs', 1)
+    monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, lambda fraction, text: text.startswith('encoding')))
+    done, there = run('train-prior', w.sounds, codes, '--epochs', 8), sorted(tmp_path.iterdir())
+    assert done.exit_code==130 and 'nothing was learned yet, and nothing was written' in done.stderr and there==[codes, whole]
     monkeypatch.setattr(cli, 'watch', partial(watched, signal.SIGINT, PRIOR))
     answer = json.loads(run('train-prior', w.sounds, codes, '--epochs', 8, '--json').stdout)
     assert answer['model']==str(codes) and 'kept' not in answer and report('info', codes)['prior_config']

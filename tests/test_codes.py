@@ -166,6 +166,12 @@ def test_other_spectrograms():
     assert grid.codes.shape == (4, 3, 3) and grid.sample_rate == 22_050 and len(decode(loaded, grid)) == 9_000
 
 
+@pytest.mark.parametrize('given, words', [(torch.zeros(8, 3, 1).long(), 'expected (8, 4)'), (torch.zeros(8, 4, 4).long(), 'at most 3 levels'), (torch.zeros(32, 1).long(), 'expected (8, 4)'),
+                                          (torch.full((8, 4, 1), 16), '16 to 16')])
+def test_given_codes_that_cannot_be(loaded, given, words):
+    with pytest.raises(CodesError, match=words.replace('(', r'\(').replace(')', r'\)')): encode(loaded, noise(30_000), given)
+
+
 # --- cells by name
 @st.composite
 def edits(draw, sounds=1):

@@ -83,6 +83,15 @@ def test_how_many_steps_there_will_be_is_said_once_in_every_view():
     assert [line for line in said if words in line] == [f'  0%  stage 1: {words}']
     assert words in terminal_text(training)
     for page in (training_html(training), shown_by(Dashboard(training))): assert 'about 900 &lt;b&gt;' in page
+    training.on_event(dict(START, stage='stage 2'))           # it is of the first stage
+    assert words not in terminal_text(training) and 'about 900' not in training_html(training)
+
+
+def test_stopped_between_two_trainings():
+    "What a stage says of its own end is not all: it may be stopped while it is measured, or before the next one has begun"
+    training = after(START, STOP, dict(event='stopped', stage='', step=0, seconds=0.0, text='asked to stop'))
+    training.finish()
+    assert training.ending == 'Stopped' and 'Stopped after' in terminal_text(training) and 'Done' not in training_html(training)
 
 
 def shown_by(board):
