@@ -10,6 +10,7 @@ __all__ = ['PRETRAINING_DATA', 'PRETRAINING', 'QUANTIZED_SHARE', 'QUANTIZED_RATE
            'start_from_base', 'fitting_base']
 
 # %% ../nbs/08a_base.ipynb #2e5567a4
+import hashlib
 import json
 import math
 import random
@@ -158,10 +159,10 @@ def pretrain(
 ) -> BaseModel:
     "Train an encoder and a decoder for sounds of all kinds"
     if steps == 0 and not start: raise ValueError('steps=0: expected at least 1, or a base model to start from')
+    processes(pick_device(device))   # found before there are codebooks, or these would not keep in step with them
     if steps == 0 and all(len(_codebooks(start).get(n, ())) >= BASE_LEVELS for n in _sizes(_codebooks(start))): return start
     device, tell = pick_device(device), lambda low, high: part_of_progress(progress_callback, low, high)
     collection = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.02))
-    processes(device)                # found before there are codebooks, or these would not keep in step with them
     if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, synthesised=n_synthesised, vqvae=asdict(cfg), start=start and start.about['created'])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -317,6 +318,11 @@ def _learn_dialect(base, codes, collection, budget, seed, device, should_stop, c
               should_stop=should_stop, checkpoints=checkpoints)
     return model.eval()
 
+def _encoder_digest(base):  # tells base models apart; codebooks that are made in the end may differ in the last bit when a run goes on, on a GPU
+    h = hashlib.sha256()
+    for name in sorted(name for name in base.tensors if name.startswith('encoder.')): h.update(base.tensors[name].numpy().tobytes())
+    return h.hexdigest()[:16]
+
 def _write_down(model, windows, collection, columns, n_excerpts, progress_callback, should_stop):
     "A dialect: what there is to learn from, in the codes of one model"
     excerpts = extract_code_sequences(model, windows, columns, n_excerpts, progress_callback=progress_callback, enough=should_stop)
@@ -356,7 +362,7 @@ def pretrain_prior(
     budget = lambda share: Budget(steps=max(1, round(share * steps))) if steps else Budget(minutes=share * minutes)
     collection, dialects = load_collection(folder, PRETRAINING_DATA, progress_callback=tell(0, 0.05)), []
     cfg, part = replace(cfg, codebook_size=codes.codebook_size, n_quantizers=codes.n_quantizers), lambda name: _part(checkpoints, name, minutes, steps)
-    if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, prior=asdict(cfg), codes=asdict(codes), excerpts=n_excerpts, synthesised=n_synthesised)
+    if checkpoints: checkpoints = checkpoints.of(files=collection.file_digests, prior=asdict(cfg), codes=asdict(codes), excerpts=n_excerpts, synthesised=n_synthesised, base=_encoder_digest(base))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         windows = PretrainingWindows(collection, 1, seed, n_synthesised, progress_callback=tell(0.05, 0.1))

@@ -24,16 +24,16 @@ __all__ = ['UsageError', 'app', 'SOUND_ENDINGS', 'TOP_SEED', 'Folder', 'Model', 
            'save_or_rescue', 'takes_place', 'unfinished_target', 'keep_or_drop', 'report_lines', 'file_lines',
            'is_number', 'decibels', 'quoted', 'score_lines', 'health_lines', 'fit_lines', 'fit_report', 'say_before',
            'estimate_for', 'check_budget', 'learn', 'fit', 'train', 'train_prior', 'base_target', 'base_lines',
-           'write_base', 'pretrain', 'as_usage', 'find_preset', 'changed', 'sampling_settings', 'clip_settings',
-           'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts', 'say_clips', 'fact_words',
-           'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip', 'level_option', 'make_new',
-           'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset', 'encode', 'at_rate', 'decode',
-           'reconstruct_file', 'say_reconstructions', 'reconstruction_targets', 'find_reconstructable', 'reconstruct',
-           'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by', 'operate', 'edit', 'rewrite', 'vary',
-           'morph', 'paste', 'join', 'where_words', 'diff', 'evaluate', 'beginning', 'info_rows', 'info', 'bench',
-           'model_row', 'tell_models', 'list_models', 'add_files', 'add_model', 'rename_model', 'remove_model',
-           'lab_cells', 'write_lab_notebook', 'lab_command', 'lab', 'demo_folder', 'demo_picture', 'demo_text', 'demo',
-           'main']
+           'base_at', 'finished_base', 'write_base', 'pretrain', 'as_usage', 'find_preset', 'changed',
+           'sampling_settings', 'clip_settings', 'out_path', 'clip_targets', 'read_prompt', 'save_clip', 'file_facts',
+           'say_clips', 'fact_words', 'clips_at_once', 'make_clips', 'refuse_changes', 'read_sidecar', 'remake_clip',
+           'level_option', 'make_new', 'generate', 'preset_line', 'list_presets', 'save_preset', 'remove_preset',
+           'encode', 'at_rate', 'decode', 'reconstruct_file', 'say_reconstructions', 'reconstruction_targets',
+           'find_reconstructable', 'reconstruct', 'named_cells', 'grid_target', 'read_grid', 'write_grid', 'check_by',
+           'operate', 'edit', 'rewrite', 'vary', 'morph', 'paste', 'join', 'where_words', 'diff', 'evaluate',
+           'beginning', 'info_rows', 'info', 'bench', 'model_row', 'tell_models', 'list_models', 'add_files',
+           'add_model', 'rename_model', 'remove_model', 'lab_cells', 'write_lab_notebook', 'lab_command', 'lab',
+           'demo_folder', 'demo_picture', 'demo_text', 'demo', 'main']
 
 # %% ../nbs/15_cli.ipynb #d1949d45
 import errno, html, inspect, json, math, os, re, signal, sys, tempfile, time
@@ -859,15 +859,35 @@ PriorMinutes = option(Optional[float], 'How long its prior may take, or, with --
 BaseStart = option(Optional[Path], 'A base model to go on from: it has learned to see, and goes on with its codes.', '--start', metavar='FILE')
 BaseSeed = option(int, 'The same seed and --steps give the same base model.', min=0, max=TOP_SEED)
 
-def write_base(base, target:Path, interrupted:bool) -> dict: # for programs
-    "Save a base model, one that was cut short over nothing that is there, and print how it went"
-    from distill.base import base_path, save_base
-    kept = dict(kept=str(target)) if interrupted and target.exists() else {}
-    if kept: target = target.with_stem(f'{target.stem}-unfinished')
-    save_base(base, target)
-    print(*base_lines(base.about, target, base_path()), sep='\n')
-    return dict(base.about, model=str(target), interrupted=interrupted, **kept)
+def base_at(path:Path) -> dict: # `about`; empty without one that can be read
+    "What the base model in a file says of itself"
+    from distill.base import load_base
+    from distill.model import ModelFileError
+    try: return load_base(path).about
+    except ModelFileError: return {}
 
+def finished_base(target:Path, resume:bool) -> dict: # what there is to tell; empty: there is something to do
+    "Whether `--resume` asks for a base model that is there, whole"
+    from distill.fitting import unfinished
+    from distill.training import Checkpoints
+    if not resume or unfinished(Checkpoints.beside(target)) or not (about := base_at(target)) or about.get('stopped'): return {}
+    print(f'{target} is finished: there is nothing to go on with. To train it again, leave out --resume')
+    return dict(about, model=str(target), finished=True)
+
+def write_base(base, target:Path, interrupted:bool, start:Path=None, resume:bool=False) -> dict: # for programs
+    "Save a base model, one that was cut short over nothing but another such, and print how it went"
+    from distill.base import base_path, save_base
+    about = {k: v for k, v in base.about.items() if k != 'stopped'} | (dict(stopped='asked to') if interrupted else {})
+    may_go = lambda path: base_at(path).get('stopped') and not (start and path.resolve() == start.resolve()) # what it starts from is needed
+    rest = target.with_stem(f'{target.stem}-unfinished')
+    kept = dict(kept=str(target)) if interrupted and target.exists() and not may_go(target) else {}
+    if kept: target = rest
+    save_base(base._replace(about=about), target)
+    if resume and not interrupted and may_go(rest): rest.unlink()
+    print(*base_lines(about, target, base_path()), sep='\n')
+    return dict(about, model=str(target), interrupted=interrupted, **kept)
+
+# %% ../nbs/15_cli.ipynb #29b5ba72
 @command
 def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinutes=None, steps:Steps=None, prior_minutes:PriorMinutes=None,
              seed:BaseSeed=0, resume:Resume=None, device:Device=None, as_json:AsJson=False):
@@ -878,18 +898,21 @@ def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinut
     if minutes and steps is not None: raise typer.BadParameter('give either --minutes or --steps.')
     if steps == 0 and not start: raise typer.BadParameter('--steps 0 needs --start FILE.')
     target, stop, before = base_target(out), Stopper(), start and load_base(start)
+    if done := finished_base(target, resume): return done
     minutes, checkpoints = minutes or 60.0, find_checkpoints(target, resume)
     if prior_minutes is None: prior_minutes = 0.0 if steps == 0 else 0.6 * minutes
-    with watch(minutes=minutes + prior_minutes if steps is None else None) as (bar, seen), stop.listening():
-        tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
-        how = dict(device=device, progress_callback=tell, should_stop=stop, on_event=seen, checkpoints=checkpoints)
-        base = pretrain(folder, minutes, steps, seed, start=before, **how)
-        if prior_minutes and not asked_of_any(stop): base = pretrain_prior(base, folder, prior_minutes, steps or None, seed, **how)
-    if stop() and not is_number([None, *base.about['held_out_log_mel_l1']][-1]):
-        print('nothing was learned yet, and nothing was written', file=sys.stderr)
-        raise Interrupted(stop.code, dict(resume=unfinished(checkpoints)))
-    report = write_base(base, target, stop()) if is_main() else {}
-    if stop(): raise Interrupted(stop.code, dict(report, resume=unfinished(checkpoints)))
+    with stop.listening():
+        with watch(minutes=minutes + prior_minutes if steps is None else None) as (bar, seen):
+            tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
+            how = dict(device=device, progress_callback=tell, should_stop=stop, on_event=seen, checkpoints=checkpoints)
+            base = pretrain(folder, minutes, steps, seed, start=before, **how)
+            if prior_minutes and not asked_of_any(stop): base = pretrain_prior(base, folder, prior_minutes, steps or None, seed, **how)
+            code = asked_of_any(stop) and (stop.code or 143) # it ends in all processes when one of them is asked
+        if code and not is_number([None, *base.about['held_out_log_mel_l1']][-1]):
+            print('nothing was learned yet, and nothing was written', file=sys.stderr)
+            raise Interrupted(code, dict(resume=unfinished(checkpoints)))
+        report = write_base(base, target, bool(code), start, resume) if is_main() else {}
+    if code: raise Interrupted(code, dict(report, resume=unfinished(checkpoints)))
     if is_main(): clear_checkpoints(checkpoints)
     return report
 

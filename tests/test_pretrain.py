@@ -1,25 +1,28 @@
 "A base model takes an hour: killed or stopped, it goes on to the same tensors; several processes share its batches, and one of them writes."
-import hashlib, json, os, subprocess, sys
+import hashlib, json, os, socket, subprocess, sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import distill.base as base
 import distill.cli as cli
+import distill.training as training
 from distill.base import PretrainingWindows, pretrain, pretrain_prior
+from distill.fitting import unfinished
 from distill.dataset import load_collection
 from distill.prior import PriorConfig
 from distill.synthesis import write_collection
-from distill.training import Checkpoints
+from distill.training import CheckpointError, Checkpoints
 from distill.vqvae import VQVAEConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CODES = VQVAEConfig(codebook_size=64, channels=(4, 8, 8, 16), n_quantizers=2, search_steps=1, search_sweeps=0, listening_steps=1)
 MODEL = dict(n_synthesised=4, cfg=CODES, codebook_batches=2)
 PRIOR = dict(n_synthesised=4, n_dialects=2, n_excerpts=16, codes=CODES, cfg=PriorConfig(d_model=32, n_layers=1, n_heads=1, dropout=0.1, gap_share=0.5))
-STEPS = 20
+STEPS = 8
 
 
 def be_small(setattr):
@@ -73,9 +76,8 @@ def test_the_pool_is_made_again_from_its_counters(sounds):
 class Killed(BaseException): pass
 
 
-@pytest.mark.parametrize('kills', [[4], [13], [21], [25], [6, 15, 30]], ids=['first sitting', 'second', 'dialect', 'prior', 'all'])
-def test_killed_and_resumed(sounds, straight, tmp_path, monkeypatch, kills):
-    "There is a checkpoint after every step: 10 and 10 of the base model, one of the second dialect, 19 of the prior"
+def test_killed_and_resumed(sounds, straight, tmp_path, monkeypatch, kills=(2, 6, 9, 14)):
+    "In either sitting, after the dialect and in the prior; there is a checkpoint after every step: 4 and 4 of the base model, one of the second dialect, 8 of the prior"
     written, save = [], Checkpoints.save
     def save_and_die(self, *args):
         path = save(self, *args)
@@ -86,32 +88,65 @@ def test_killed_and_resumed(sounds, straight, tmp_path, monkeypatch, kills):
     for _ in kills:
         with pytest.raises(Killed): learn(sounds, Checkpoints(tmp_path, 0))
     made = learn(sounds, Checkpoints(tmp_path, 0))
-    assert len(written) == 40 and digest(made) == digest(straight)
-    assert made.about['steps'] == straight.about['steps'] == [10, 10] and made.about['prior'] == straight.about['prior']
+    assert len(written) == 17 and digest(made) == digest(straight)
+    assert made.about['steps'] == straight.about['steps'] == [4, 4] and made.about['prior'] == straight.about['prior']
 
 
-@pytest.mark.parametrize('after', [3, 13, 22, 30])
-def test_stopped_and_resumed(sounds, straight, tmp_path, after):
+@pytest.mark.parametrize('after, where', [(2, 'base 1'), (6, 'base 2'), (18, 'prior')])
+def test_stopped_and_resumed(sounds, straight, tmp_path, after, where):
     "What follows a sitting that was cut short leaves no checkpoint to go on from"
     asked = iter(range(10**6))
     first = learn(sounds, Checkpoints(tmp_path, 0), lambda: next(asked) >= after)
+    assert where in unfinished(Checkpoints(tmp_path))
     assert digest(first) != digest(straight) and digest(learn(sounds, Checkpoints(tmp_path, 0))) == digest(straight)
 
 
-def test_the_command_goes_on(sounds, tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-    def run(name, *args, code=0):
-        done = CliRunner().invoke(cli.app, ['pretrain', str(sounds), '-o', str(tmp_path/name), '--steps', '8', '--device', 'cpu', '--json', *args], prog_name='distill')
-        assert done.exit_code == code, done.output
-        return json.loads(done.stdout)
-    run('straight')
+def run(sounds, target, *args, code=0):
+    "`distill pretrain` in this process, and its answer"
+    done = CliRunner().invoke(cli.app, ['pretrain', str(sounds), '-o', str(target), '--steps', str(STEPS), '--device', 'cpu', '--json', *args], prog_name='distill')
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+def test_the_command_goes_on(sounds, straight, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(base, 'pretrain_prior', lambda *args, **kw: 1/0)
-        run('a', code=1)
-    assert 'stage base 2, step 4' in run('a', code=1)['error']
-    run('a', '--resume')
-    assert digest(base.load_base(tmp_path/'a.safetensors')) == digest(base.load_base(tmp_path/'straight.safetensors'))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.safetensors', 'straight.safetensors']
+        run(sounds, tmp_path/'a', code=1)
+    assert 'stage base 2, step 4' in run(sounds, tmp_path/'a', code=1)['error']
+    run(sounds, tmp_path/'a', '--resume')
+    assert digest(base.load_base(tmp_path/'a.safetensors')) == digest(straight)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+    monkeypatch.setattr(base, 'pretrain', None)
+    assert run(sounds, tmp_path/'a', '--resume')['finished']                                  # and so is not trained again
+
+
+def test_what_was_cut_short_gives_way(straight, tmp_path, monkeypatch):
+    "To what went on from it, and to nothing else; asked is who hears of it from another process"
+    target, rest, step = tmp_path/'a.safetensors', tmp_path/'a-unfinished.safetensors', tmp_path/'a.safetensors.checkpoints'/'stage-prior'/'step-00000004.safetensors'
+    step.parent.mkdir(parents=True)
+    step.touch()
+    asked = lambda yes: monkeypatch.setattr(training, 'asked_of_any', lambda stop: yes)
+    made = lambda number: monkeypatch.setattr(base, 'pretrain', lambda *args, **kw: straight._replace(about=dict(straight.about, seed=number, stopped='asked to')))  # as what it started from
+    there = lambda path: tuple(map(base.load_base(path).about.get, ('seed', 'stopped')))
+    def go(number, yes, *args, code=143):
+        made(number), asked(yes)
+        return run(tmp_path, target, '--prior-minutes', '0', '--resume', *args, code=code)
+    assert go(1, True)['model'] == str(target) and there(target) == (1, 'asked to') and step.exists()
+    assert 'kept' not in go(2, True) and there(target) == (2, 'asked to') and not rest.exists()
+    assert go(3, True, '--start', str(target))['kept'] == str(target) and there(target) == (2, 'asked to') and there(rest) == (3, 'asked to')
+    assert not go(4, False, '--start', str(rest), code=0)['interrupted'] and there(target) == (4, None) and rest.exists() and not step.exists()
+    step.parent.mkdir(parents=True)
+    step.touch()
+    assert go(5, True)['model'] == str(rest) and there(target) == (4, None) and there(rest) == (5, 'asked to')
+    go(6, False, code=0)
+    assert there(target) == (6, None) and [p.name for p in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_prior_goes_on_with_its_own_base_model(sounds, straight, tmp_path):
+    learn = lambda model: pretrain_prior(model, sounds, steps=1, device='cpu', checkpoints=Checkpoints(tmp_path, 0), **PRIOR | dict(n_dialects=1))
+    learn(straight)
+    with pytest.raises(CheckpointError, match='base was'): learn(straight._replace(tensors={name: x + 1 for name, x in straight.tensors.items()}))
+    learn(straight._replace(about=dict(straight.about, created='later')))
 
 
 # --- several processes
@@ -138,16 +173,19 @@ def worker(sounds, out):
 
 
 def test_two_processes_share_the_batches_and_one_writes(sounds, straight, tmp_path):
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='')
-    program = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', __file__, str(sounds), str(tmp_path)]
-    done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]))
+    start = lambda rank: subprocess.Popen([sys.executable, __file__, str(sounds), str(tmp_path)], env=dict(env, RANK=rank, LOCAL_RANK=rank), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    both = [start(rank) for rank in '01']
+    (out, err), (nothing, trouble) = (process.communicate(timeout=300) for process in both)
+    assert [process.returncode for process in both] == [0, 0], (err + trouble)[-3000:]
     first, second = (json.loads((tmp_path/f'rank-{i}').read_text(encoding='utf-8')) for i in range(2))
     assert {*first['rows'], *second['rows']} == {8} and first['losses'] != second['losses']
-    assert (first['written'], second['written']) == (1, 0) and done.stdout.count('\n') == 1
+    assert (first['written'], second['written']) == (1, 0) and (out.count('\n'), nothing) == (1, '')
     assert first['books'] == second['books'] and len(first['books']) > 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ['rank-0', 'rank-1', 'two.safetensors']
-    about = json.loads(done.stdout)
+    about = json.loads(out)
     assert about['held_out_log_mel_l1'] == pytest.approx(straight.about['held_out_log_mel_l1'], rel=0.02) and about['prior']['steps'] == straight.about['prior']['steps']
 
 
