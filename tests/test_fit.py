@@ -1,5 +1,5 @@
 "What may happen to `distill fit`: it is killed, told to stop, runs out of disk, loses a file or meets a sound that is no number."
-import errno, hashlib, json, os, random, signal, subprocess, sys, time
+import errno, hashlib, inspect, json, os, random, signal, subprocess, sys, time
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,11 @@ FIT = ['--epochs', '12', '--device', 'cpu', '--save-every', '0', '--no-library']
 
 
 def be_small(fitting, setattr):
+    def small(f, parts, *args, **kw):                                 # where nothing else is asked for
+        given = inspect.signature(f).bind_partial(*args, **kw).arguments
+        return f(**given | {part: given.get(part) or SMALL[part] for part in parts})
     for name, parts in ('fit_model', ['vqvae', 'prior']), ('fit_codes', ['vqvae']), ('fit_prior', ['prior']):
-        setattr(fitting, name, partial(getattr(fitting, name), **{part: SMALL[part] for part in parts}))
+        setattr(fitting, name, partial(small, getattr(fitting, name), parts))
     import torch
     import distill.prior as prior
     setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)    # float32, or rounding alone would make one curve two

@@ -697,7 +697,7 @@ def test_start_asks_before_a_model_is_lost(trains, loaded):
     half = replace(loaded, metadata=dict(done.metadata, stopped=['asked to']))
     press(panel.go, **{'is': half})
     press(panel.save)
-    assert press(panel.resume, **{'is': done}) and panel.path.name=='kicks.distill' and 'not saved yet' in press(panel.go)    # what is in the file is not finished
+    assert press(panel.resume, **{'is': done}) and panel.of.aim.name=='kicks.distill' and 'not saved yet' in press(panel.go)    # what is in the file is not finished
     press(panel.save)
     assert panel.saved.value.endswith('kicks-3.distill</div>')                              # over its own beginning
     panel.go.click(), panel.wait(10)

@@ -478,9 +478,13 @@ def test_lab(browser, folder):
         answers_in_lab(page, 3, 'at rest')
 
 
-def test_distill_lab(browser, folder):
+def test_distill_lab(browser, folder, monkeypatch):
     "`distill lab` as it is typed: JupyterLab on the ready notebook, the workbench in it, and with the command its server ends"
-    port, log = free_port(), folder/'distill-lab.log'
+    port, log, config = free_port(), folder/'distill-lab.log', folder/'config'
+    config.mkdir()    # where Jupyter looks for settings: those of `lab` in browser.py
+    settings = dict(expose_app_in_browser=True, news_url=None, check_for_updates_class='jupyterlab.NeverCheckForUpdate')
+    (config/'jupyter_lab_config.json').write_text(json.dumps(dict(LabApp=settings)))
+    monkeypatch.setenv('JUPYTER_CONFIG_DIR', str(config))
     command = [sys.executable, '-m', 'distill', 'lab', folder, '--model', folder/'tiny.distill', '--no-browser', '--port', str(port)]
     with serve(command, f'http://127.0.0.1:{port}/api', log):
         token = re.search(r'token=(\w+)', log.read_text(encoding='utf-8', errors='replace')).group(1)
