@@ -130,6 +130,11 @@ class Stopper:
         if self(): interrupt(number, frame)
         self.code = 128 + number
 
+    def agreed(self) -> int: # an exit code, 0 where nobody was asked
+        "What all processes that train together end with: when one of them is asked to stop, they all do"
+        from distill.training import asked_of_any
+        return asked_of_any(self) and (self.code or 143)
+
     @contextmanager
     def listening(self):
         "Within, signals are collected"
@@ -781,8 +786,8 @@ def learn(folder, out, minutes, epochs, seed, device, stages=2, from_scratch=Fal
             tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
             loaded = train(folder, minutes, epochs, seed, device, from_scratch=from_scratch, collection=collection, progress_callback=tell,
                            should_stop=stop, checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-            saved = keep_or_drop(loaded, target, stop.code, checkpoints, library=library)
-    return fit_report(loaded, collection, saved, stop.code, checkpoints), loaded, collection
+            saved = keep_or_drop(loaded, target, code := stop.agreed(), checkpoints, library=library)
+    return fit_report(loaded, collection, saved, code, checkpoints), loaded, collection
 
 # %% ../nbs/15_cli.ipynb #be8f22bb
 @command
@@ -829,8 +834,8 @@ def train_prior(folder:Folder, model:Model, out:OtherModel=None, minutes:Minutes
         with stop.listening():
             loaded = fit_prior(loaded, folder, minutes, epochs, seed, prior_training_config(**settings['stage_2']), settings['prior'], part(tell, 0.05, 1), stop, collection,
                                checkpoints=checkpoints, on_event=all_of(told, seen), spent=time.monotonic() - started)
-            saved = keep_or_drop(loaded, target, stop.code, checkpoints, before, library)
-    return fit_report(loaded, collection, saved, stop.code, checkpoints)
+            saved = keep_or_drop(loaded, target, code := stop.agreed(), checkpoints, before, library)
+    return fit_report(loaded, collection, saved, code, checkpoints)
 
 # %% ../nbs/15_cli.ipynb #c762a32e
 def base_target(path:Path, inputs:tuple=()) -> Path: # with an ending, and writable
@@ -894,7 +899,6 @@ def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinut
     "Train a base model on recordings of all kinds, for other models to start from."
     from distill.base import load_base, pretrain, pretrain_prior
     from distill.fitting import clear_checkpoints, unfinished
-    from distill.training import asked_of_any
     if minutes and steps is not None: raise typer.BadParameter('give either --minutes or --steps.')
     if steps == 0 and not start: raise typer.BadParameter('--steps 0 needs --start FILE.')
     target, stop, before = base_target(out), Stopper(), start and load_base(start)
@@ -906,8 +910,8 @@ def pretrain(folder:Folder, out:BaseOut, start:BaseStart=None, minutes:LongMinut
             tell = lambda fraction, text: bar(fraction, 'Stopping, what was learned is kept…' if stop() else text)
             how = dict(device=device, progress_callback=tell, should_stop=stop, on_event=seen, checkpoints=checkpoints)
             base = pretrain(folder, minutes, steps, seed, start=before, **how)
-            if prior_minutes and not asked_of_any(stop): base = pretrain_prior(base, folder, prior_minutes, steps or None, seed, **how)
-            code = asked_of_any(stop) and (stop.code or 143) # it ends in all processes when one of them is asked
+            if prior_minutes and not stop.agreed(): base = pretrain_prior(base, folder, prior_minutes, steps or None, seed, **how)
+            code = stop.agreed()
         if code and not is_number([None, *base.about['held_out_log_mel_l1']][-1]):
             print('nothing was learned yet, and nothing was written', file=sys.stderr)
             raise Interrupted(code, dict(resume=unfinished(checkpoints)))
