@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip('playwright', reason='playwright is not installed: pip install -e ".[dev]"')
 
-from browser import ANSWER, Panel, answers_in_lab, at_once, free_port, lab, new_page, run_in_lab, serve, themed, voila, write_notebook    # noqa: E402
+from browser import ANSWER, Panel, answers_in_lab, at_once, free_port, new_page, run_in_lab, serve, themed, voila, write_notebook    # noqa: E402
 
 PANEL = '''from distill.model import load_model
 from distill.generate_panel import GeneratePanel
@@ -457,10 +457,25 @@ def test_workbench(browser, server, folder):
         page.screenshot(path=folder/'codes.png', full_page=True)
 
 
-def test_lab(browser, folder):
+@pytest.fixture(scope='module')
+def jupyter(folder):
+    "JupyterLab as `distill lab` starts it: its address and the token; it ends with the command"
+    port, log, config = free_port(), folder/'distill-lab.log', folder/'config'
+    config.mkdir()    # where Jupyter looks for settings: those of `lab` in browser.py
+    settings = dict(expose_app_in_browser=True, news_url=None, check_for_updates_class='jupyterlab.NeverCheckForUpdate')
+    (config/'jupyter_lab_config.json').write_text(json.dumps(dict(LabApp=settings)))
+    command = [sys.executable, '-m', 'distill', 'lab', folder, '--model', folder/'tiny.distill', '--no-browser', '--port', str(port)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JUPYTER_CONFIG_DIR', str(config))
+        with serve(command, f'http://127.0.0.1:{port}/api', log):
+            yield f'http://127.0.0.1:{port}', re.search(r'token=(\w+)', log.read_text(encoding='utf-8', errors='replace')).group(1)
+    with pytest.raises(OSError): urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5)
+
+
+def test_lab(browser, folder, jupyter):
     "The same in JupyterLab, in both themes; while a take is made, another cell gets its answer."
-    with lab(folder) as (address, token), new_page(browser, viewport={'width': 1200, 'height': 1000}) as page:
-        run_in_lab(page, address, token, 'lab.ipynb')
+    with new_page(browser, viewport={'width': 1200, 'height': 1000}) as page:
+        run_in_lab(page, *jupyter, 'lab.ipynb')
         panel = Panel(page).wait()
         panel.slide('duration', 2)
         panel['go'].click()
@@ -478,24 +493,15 @@ def test_lab(browser, folder):
         answers_in_lab(page, 3, 'at rest')
 
 
-def test_distill_lab(browser, folder, monkeypatch):
-    "`distill lab` as it is typed: JupyterLab on the ready notebook, the workbench in it, and with the command its server ends"
-    port, log, config = free_port(), folder/'distill-lab.log', folder/'config'
-    config.mkdir()    # where Jupyter looks for settings: those of `lab` in browser.py
-    settings = dict(expose_app_in_browser=True, news_url=None, check_for_updates_class='jupyterlab.NeverCheckForUpdate')
-    (config/'jupyter_lab_config.json').write_text(json.dumps(dict(LabApp=settings)))
-    monkeypatch.setenv('JUPYTER_CONFIG_DIR', str(config))
-    command = [sys.executable, '-m', 'distill', 'lab', folder, '--model', folder/'tiny.distill', '--no-browser', '--port', str(port)]
-    with serve(command, f'http://127.0.0.1:{port}/api', log):
-        token = re.search(r'token=(\w+)', log.read_text(encoding='utf-8', errors='replace')).group(1)
-        with new_page(browser, viewport={'width': 1100, 'height': 1000}) as page:
-            run_in_lab(page, f'http://127.0.0.1:{port}', token, 'distill-workbench.ipynb')
-            page.locator('.distill-panel').first.wait_for(timeout=120_000, state='attached')
-            assert [o.strip() for o in page.get_by_role('tab').all_inner_texts() if o.strip() in ('Train', 'Generate', 'Codes', 'Library')]==['Train', 'Generate', 'Codes', 'Library']
-            page.get_by_role('tab', name='Generate').click()
-            generate = Panel(page, '.distill-generate')
-            generate.slide('duration', 1)
-            generate['go'].click()
-            generate.until('status', 'Done')
-            page.screenshot(path=folder/'distill_lab.png')
-    with pytest.raises(OSError): urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5)
+def test_the_ready_notebook(browser, folder, jupyter):
+    "The workbench, all its tabs, and the model that was asked for"
+    with new_page(browser, viewport={'width': 1100, 'height': 1000}) as page:
+        run_in_lab(page, *jupyter, 'distill-workbench.ipynb')
+        page.locator('.distill-panel').first.wait_for(timeout=120_000, state='attached')
+        assert [o.strip() for o in page.get_by_role('tab').all_inner_texts() if o.strip() in ('Train', 'Generate', 'Codes', 'Library')]==['Train', 'Generate', 'Codes', 'Library']
+        page.get_by_role('tab', name='Generate').click()
+        generate = Panel(page, '.distill-generate')
+        generate.slide('duration', 1)
+        generate['go'].click()
+        generate.until('status', 'Done')
+        page.screenshot(path=folder/'distill_lab.png')
